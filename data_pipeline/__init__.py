@@ -1,0 +1,1 @@
+"""Tar shards -> samples -> tokens and pixels -> packed batches."""

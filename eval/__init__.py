@@ -1,0 +1,1 @@
+"""A Predictor, and one file per benchmark."""

@@ -1,0 +1,35 @@
+"""What a person sees when an input is wrong: one line, an exit code, no traceback.
+
+`InputError` is for what the user can mend (a file, a recipe, a command line). A bug of ours keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+EXIT_INPUT_ERROR = 2
+
+
+class InputError(Exception):
+    """Bad input. The message is one line: what is wrong, where, and what to do about it."""
+
+
+def run_cli(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command's `main` and turn an `InputError` into one line on stderr and exit code 2.
+
+    `--debug`, anywhere on the line, shows the traceback instead; it is taken out before `main` sees the arguments.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return main(arguments)
+    except InputError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+    except KeyboardInterrupt:
+        print("stopped by the keyboard", file=sys.stderr)
+        return 130

@@ -1,0 +1,1 @@
+"""One training run: recipe -> engine -> loop -> checkpoint."""
