@@ -1,0 +1,101 @@
+"""Vision encoders: pixels -> patch features, and the facts about them that the data pipeline needs.
+
+    pixels_TCHW -> hidden states of one layer -> features_TPV
+
+T tiles, C channels, H height, W width, P image tokens a tile, V the encoder's width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.config import OpenClipVision, TransformersVision
+from models.errors import InputError
+from models.source import directory_of, read_json
+from models.spec import CropImage, ImageSpec, PadImage
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One encoder class of transformers: its name, and how many tokens stand before its patches."""
+
+    class_name: str
+    num_leading_tokens: int
+
+
+FAMILIES: dict[str, Family] = {
+    "clip": Family("CLIPVisionModel", 1),
+    "siglip": Family("SiglipVisionModel", 0),
+    "dinov2": Family("Dinov2Model", 1),
+    "vit": Family("ViTModel", 1),
+}
+
+
+class VisionEncoder(nn.Module):
+    """A transformers vision model, of which the hidden states after one layer are the features."""
+
+    def __init__(self, model: Any, *, feature_layer: int, num_skipped_tokens: int) -> None:
+        super().__init__()
+        self.model = model
+        self.feature_layer = feature_layer
+        self.num_skipped_tokens = num_skipped_tokens
+
+    @property
+    def width(self) -> int:
+        """V, the width of a feature."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the encoder computes in."""
+        return next(self.model.parameters()).dtype
+
+    def forward(self, pixels_TCHW: Tensor) -> Tensor:
+        """Features [T, P, V] of normalised pixels."""
+        output = self.model(pixels_TCHW.to(self.dtype), output_hidden_states=True)
+        features: Tensor = output.hidden_states[self.feature_layer]
+        return features[:, self.num_skipped_tokens :]
+
+
+def load_vision(config: TransformersVision | OpenClipVision, dtype: torch.dtype) -> VisionEncoder:
+    """The encoder that `config` names, in `dtype`, in evaluation mode."""
+    if isinstance(config, OpenClipVision):
+        raise InputError("model.vision.kind: open_clip encoders are not built yet; use clip, siglip, dinov2 or vit")
+    import transformers
+
+    family = FAMILIES[config.kind]
+    model_class: Any = getattr(transformers, family.class_name)
+    model = model_class.from_pretrained(directory_of(config.path), dtype=dtype)
+    skipped = 0 if config.keep_cls else family.num_leading_tokens
+    return VisionEncoder(model.eval(), feature_layer=config.feature_layer, num_skipped_tokens=skipped)
+
+
+def image_spec(config: TransformersVision | OpenClipVision, fit: CropImage | PadImage) -> ImageSpec:
+    """What the encoder takes, read from the two JSON files beside its weights (none of the weights is touched)."""
+    if isinstance(config, OpenClipVision):
+        raise InputError("model.vision.kind: open_clip encoders are not built yet; use clip, siglip, dinov2 or vit")
+    directory = directory_of(config.path)
+    geometry = read_json(directory, "config.json")
+    geometry = geometry.get("vision_config", geometry)
+    preprocessing = read_json(directory, "preprocessor_config.json")
+    keeps_cls = config.keep_cls and FAMILIES[config.kind].num_leading_tokens > 0
+    return ImageSpec(
+        size=int(geometry["image_size"]),
+        patch_size=int(geometry["patch_size"]),
+        fit=fit,
+        mean=_triple(preprocessing.get("image_mean", CLIP_MEAN)),
+        std=_triple(preprocessing.get("image_std", CLIP_STD)),
+        num_extra_tokens=FAMILIES[config.kind].num_leading_tokens if keeps_cls else 0,
+    )
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
