@@ -1,7 +1,8 @@
 """Bootstrap intervals: how far a score would move with other samples of the same kind.
 
-Owns: seeded percentile intervals of a mean, of a ratio of sums, and of differences between two runs. Does not own what
-is measured. Samples that belong together (questions about one picture) are drawn together: give their `clusters`.
+Owns: seeded percentile intervals of a mean, of a ratio of sums, and of differences between two runs. Does not own
+what is measured. Samples that belong together (questions about one picture) are drawn together: give their
+`clusters`.
 """
 
 from __future__ import annotations

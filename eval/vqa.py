@@ -1,13 +1,13 @@
 """VQA accuracy, as published: ten human answers, two ways of normalising text.
 
-Owns: the text normalisations, the accuracy of one answer and of a set, by answer type and by question type. Does not
-own files, prompts or models (`eval.tasks.vqa`).
+Owns: the text normalisations, the accuracy of one answer and of a set, by answer type and by question type.
+Does not own files, prompts or models (`eval.tasks.vqa`).
 
     `official`  normalises only where the human answers differ from each other (GT-Vision-Lab/VQA, vqaEval.py)
-    `evalai`    always normalises, and drops commas and question marks first (mmf's EvalAIAnswerProcessor, which LLaVA
-                and lmms-eval use for TextVQA and VizWiz)
+    `evalai`    always normalises, and drops commas and question marks first (mmf's EvalAIAnswerProcessor, which
+                LLaVA and lmms-eval use for TextVQA and VizWiz)
 
-The figures are only comparable within one normalisation. The quirks of the published code are kept, each named below.
+Figures are comparable within one normalisation only. The published code's quirks are kept, each named below.
 """
 
 from __future__ import annotations
@@ -25,46 +25,43 @@ Normalisation = Literal["official", "evalai"]
 MIN_HUMAN_ANSWERS = 4
 """With fewer, even a unanimous answer can't reach 100 %: three OTHER people must have given it."""
 
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS)}
 _ARTICLES = frozenset({"a", "an", "the"})
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-"""Published as `(?!<=\\d)(\\.)(?!\\d)`: the first group is a misspelt look-behind that never fails, so a period goes
-unless a digit FOLLOWS it."""
+"""Published as `(?!<=\\d)(\\.)(?!\\d)`: the first group is a misspelt look-behind that never fails, so a period
+goes unless a digit FOLLOWS it."""
 _MAX_PERIODS = 32
 """The published call is `sub("", text, re.UNICODE)`: the flag, 32, lands in the argument `count`."""
 
-# The published table, misspelling -> contraction. Text is lower-case by then, so its five entries with a capital I
-# never apply, and its identities change nothing: both are left out.
-_CONTRACTIONS = dict(
-    pair.split("=")
-    for pair in (
-        "aint=ain't arent=aren't cant=can't couldve=could've couldnt=couldn't couldn'tve=couldn't've "
-        "couldnt've=couldn't've didnt=didn't doesnt=doesn't dont=don't hadnt=hadn't hadnt've=hadn't've "
-        "hadn'tve=hadn't've hasnt=hasn't havent=haven't hed=he'd hed've=he'd've he'dve=he'd've hes=he's howd=how'd "
-        "howll=how'll hows=how's isnt=isn't itd=it'd itd've=it'd've it'dve=it'd've itll=it'll maam=ma'am "
-        "mightnt=mightn't mightnt've=mightn't've mightn'tve=mightn't've mightve=might've mustnt=mustn't "
-        "mustve=must've neednt=needn't notve=not've oclock=o'clock oughtnt=oughtn't ow's'at='ow's'at "
-        "'ows'at='ow's'at 'ow'sat='ow's'at shant=shan't shed've=she'd've she'dve=she'd've shouldve=should've "
-        "shouldnt=shouldn't shouldnt've=shouldn't've shouldn'tve=shouldn't've somebody'd=somebodyd "
-        "somebodyd've=somebody'd've somebody'dve=somebody'd've somebodyll=somebody'll somebodys=somebody's "
-        "someoned=someone'd someoned've=someone'd've someone'dve=someone'd've someonell=someone'll "
-        "someones=someone's somethingd=something'd somethingd've=something'd've something'dve=something'd've "
-        "somethingll=something'll thats=that's thered=there'd thered've=there'd've there'dve=there'd've "
-        "therere=there're theres=there's theyd=they'd theyd've=they'd've they'dve=they'd've theyll=they'll "
-        "theyre=they're theyve=they've twas='twas wasnt=wasn't wed've=we'd've we'dve=we'd've weve=we've "
-        "werent=weren't whatll=what'll whatre=what're whats=what's whatve=what've whens=when's whered=where'd "
-        "wheres=where's whereve=where've whod=who'd whod've=who'd've who'dve=who'd've wholl=who'll whos=who's "
-        "whove=who've whyll=why'll whyre=why're whys=why's wont=won't wouldve=would've wouldnt=wouldn't "
-        "wouldnt've=wouldn't've wouldn'tve=wouldn't've yall=y'all yall'll=y'all'll y'allll=y'all'll "
-        "yall'd've=y'all'd've y'alld've=y'all'd've y'all'dve=y'all'd've youd=you'd youd've=you'd've "
-        "you'dve=you'd've youll=you'll youre=you're youve=you've"
-    ).split()
-)
+_CONTRACTION_TABLE = """
+aint=ain't arent=aren't cant=can't couldve=could've couldnt=couldn't couldn'tve=couldn't've
+couldnt've=couldn't've didnt=didn't doesnt=doesn't dont=don't hadnt=hadn't hadnt've=hadn't've
+hadn'tve=hadn't've hasnt=hasn't havent=haven't hed=he'd hed've=he'd've he'dve=he'd've hes=he's
+howd=how'd howll=how'll hows=how's isnt=isn't itd=it'd itd've=it'd've it'dve=it'd've itll=it'll
+maam=ma'am mightnt=mightn't mightnt've=mightn't've mightn'tve=mightn't've mightve=might've
+mustnt=mustn't mustve=must've neednt=needn't notve=not've oclock=o'clock oughtnt=oughtn't
+ow's'at='ow's'at 'ows'at='ow's'at 'ow'sat='ow's'at shant=shan't shed've=she'd've she'dve=she'd've
+shouldve=should've shouldnt=shouldn't shouldnt've=shouldn't've shouldn'tve=shouldn't've
+somebody'd=somebodyd somebodyd've=somebody'd've somebody'dve=somebody'd've somebodyll=somebody'll
+somebodys=somebody's someoned=someone'd someoned've=someone'd've someone'dve=someone'd've
+someonell=someone'll someones=someone's somethingd=something'd somethingd've=something'd've
+something'dve=something'd've somethingll=something'll thats=that's thered=there'd
+thered've=there'd've there'dve=there'd've therere=there're theres=there's theyd=they'd
+theyd've=they'd've they'dve=they'd've theyll=they'll theyre=they're theyve=they've twas='twas
+wasnt=wasn't wed've=we'd've we'dve=we'd've weve=we've werent=weren't whatll=what'll whatre=what're
+whats=what's whatve=what've whens=when's whered=where'd wheres=where's whereve=where've whod=who'd
+whod've=who'd've who'dve=who'd've wholl=who'll whos=who's whove=who've whyll=why'll whyre=why're
+whys=why's wont=won't wouldve=would've wouldnt=wouldn't wouldnt've=wouldn't've
+wouldn'tve=wouldn't've yall=y'all yall'll=y'all'll y'allll=y'all'll yall'd've=y'all'd've
+y'alld've=y'all'd've y'all'dve=y'all'd've youd=you'd youd've=you'd've you'dve=you'd've youll=you'll
+youre=you're youve=you've
+"""
+# The published table. Text is lower-case by then, so its five entries with a capital I never apply, and its
+# identities change nothing: both are left out.
+_CONTRACTIONS = dict(pair.split("=") for pair in _CONTRACTION_TABLE.split())
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ class VqaScore:
 
 
 def _remove_punctuation(text: str) -> str:
-    """Drop a mark that touches a space anywhere in `text` (or all, where a comma stands between digits), else blank it."""
+    """Drop a mark that touches a space anywhere (all marks, where a comma joins digits), else blank it."""
     stripped = text
     has_digit_comma = _DIGIT_COMMA_DIGIT.search(text) is not None
     for mark in _PUNCTUATION:
@@ -139,16 +136,17 @@ _DECIMALS: dict[Normalisation, int | None] = {"official": 2, "evalai": None}
 def answer_accuracy(answer: str, human_answers: Sequence[str], normalisation: Normalisation) -> float:
     """Accuracy in [0, 1] of one answer: the mean over the people of min(1, matches among the OTHERS / 3).
 
-    So 0, 1, 2, 3, 4+ of ten matching people give 0, 0.3, 0.6, 0.9, 1. "The others" are told apart by their place in
-    the list: the published code compares whole dictionaries, where equal answers without an `answer_id` would vanish.
+    So 0, 1, 2, 3, 4+ of ten matching people give 0, 0.3, 0.6, 0.9, 1. "The others" are told apart by their
+    place in the list: the published code compares whole dictionaries, where equal answers without an
+    `answer_id` would vanish.
 
     Raises:
         InputError: fewer than four human answers, with which 100 % can't be reached.
     """
     if len(human_answers) < MIN_HUMAN_ANSWERS:
         raise InputError(
-            f"VQA accuracy needs at least {MIN_HUMAN_ANSWERS} human answers to a question (VQA v2 has 10), found "
-            f"{len(human_answers)}; where there is one right answer, write it ten times"
+            f"VQA accuracy needs at least {MIN_HUMAN_ANSWERS} human answers to a question (VQA v2 has 10), "
+            f"found {len(human_answers)}; where there is one right answer, write it ten times"
         )
     text, humans = _TEXTS[normalisation](answer, human_answers)
     matches = [human == text for human in humans]
@@ -156,9 +154,7 @@ def answer_accuracy(answer: str, human_answers: Sequence[str], normalisation: No
     return sum(min(1.0, (num_matches - own) / 3) for own in matches) / len(matches)
 
 
-def _percent_by(
-    groups: Sequence[str | None], values: Sequence[float], decimals: int | None
-) -> dict[str, float]:
+def _percent_by(groups: Sequence[str | None], values: Sequence[float], decimals: int | None) -> dict[str, float]:
     members: dict[str, list[float]] = {}
     for group, value in zip(groups, values, strict=True):
         if group is not None:
@@ -181,9 +177,7 @@ def score(items: Mapping[str, VqaItem], answers: Mapping[str, str], normalisatio
         raise InputError("no questions to score")
     missing = [key for key in items if key not in answers]
     if missing:
-        raise InputError(
-            f"{len(missing)} of {len(items)} questions have no answer, the first is {missing[0]}"
-        )
+        raise InputError(f"{len(missing)} of {len(items)} questions have no answer, the first is {missing[0]}")
     per_item = []
     for key, item in items.items():
         try:
