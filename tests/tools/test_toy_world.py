@@ -1,0 +1,145 @@
+"""The small world: seeded, balanced, true to its pictures, and held-out scenes stay out."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from models.errors import InputError
+from tools.toy.__main__ import main
+from tools.toy.questions import KINDS, ask_all, captions
+from tools.toy.world import COLOURS, PLACES, SIDE, Scene, Thing, draw_scenes, render
+from tools.toy.write import examine
+
+NUM_SCENES, NUM_HELD_OUT = 300, 40
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("toy") / "world"
+    assert main(["world", str(out), "--scenes", str(NUM_SCENES), "--held-out", str(NUM_HELD_OUT), "--seed", "3"]) == 0
+    return out
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(world: Path, tmp_path: Path) -> None:
+    size = ["--scenes", str(NUM_SCENES), "--held-out", str(NUM_HELD_OUT)]
+    main(["world", str(tmp_path / "again"), *size, "--seed", "3"])
+    main(["world", str(tmp_path / "other"), *size, "--seed", "4"])
+    assert contents(tmp_path / "again") == contents(world)
+    assert contents(tmp_path / "other")["lora.json"] != contents(world)["lora.json"]
+
+
+def test_held_out_scenes_are_in_no_training_file(world: Path) -> None:
+    held_out = {entry["caption"] for entry in load(world / "held_out" / "captions.json")["annotations"]}
+    drawn = [json.loads(line) for line in (world / "captions.jsonl").read_text().splitlines()]
+    assert held_out.isdisjoint(caption for entry in drawn for caption in entry["captions"])
+    answers = {
+        turn["value"] for record in load(world / "align.json") for turn in record["conversations"]
+    }  # a caption states a scene's whole content
+    assert held_out.isdisjoint(answers)
+    read = (world / "text.jsonl").read_text().splitlines()
+    said = {message["content"] for line in read for message in json.loads(line)["messages"]}
+    assert held_out.isdisjoint(said)
+
+
+@pytest.mark.parametrize("name", ["align.json", "lora.json"])
+def test_conversations_are_in_llava_format(world: Path, name: str) -> None:
+    records = load(world / name)
+    assert len(records) == NUM_SCENES
+    for record in records:
+        assert (world / "images" / record["image"]).is_file()
+        turns = record["conversations"]
+        assert len(turns) >= 8
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+        assert turns[0]["value"].startswith("<image>\n")
+        assert sum(turn["value"].count("<image>") for turn in turns) == 1
+
+
+def test_the_exam_is_in_vqa_and_coco_format(world: Path) -> None:
+    folder = world / "held_out"
+    questions, annotations = load(folder / "questions.json")["questions"], load(folder / "annotations.json")
+    assert [question["question_id"] for question in questions] == [
+        annotation["question_id"] for annotation in annotations["annotations"]
+    ]
+    assert all(len(annotation["answers"]) == 10 for annotation in annotations["annotations"])
+    kinds = Counter(annotation["question_type"] for annotation in annotations["annotations"])
+    assert set(kinds) == set(KINDS)
+    images = load(folder / "captions.json")["images"]
+    assert {question["image_id"] for question in questions} == {image["id"] for image in images}
+    for image in images:
+        assert Image.open(folder / "images" / image["file_name"]).size == (SIDE, SIDE)
+        assert image["file_name"] == f"{image['id']:012d}.jpg"
+
+
+def test_a_thing_is_drawn_where_and_in_what_colour_it_is_said() -> None:
+    rng = random.Random(0)
+    half = SIDE // 2
+    for scene in draw_scenes(50, rng):
+        image = render(scene, rng)
+        for place in range(len(PLACES)):
+            row, column = divmod(place, 2)
+            quarter = image.crop((column * half, row * half, (column + 1) * half, (row + 1) * half))
+            found = Counter(quarter.get_flattened_data()).most_common(2)
+            thing = scene.at(place)
+            if thing is None:
+                assert len(found) == 1, "an empty quarter is plain grey"
+            else:
+                ideal = COLOURS[thing.colour]
+                distances = [max(abs(a - b) for a, b in zip(colour, ideal, strict=True)) for colour, _ in found]
+                assert min(distances) <= 14
+
+
+def test_answers_follow_from_the_scene() -> None:
+    scene = Scene((Thing(0, "large", "red", "circle"), Thing(3, "small", "blue", "square")))
+    answers = {
+        (question.text, question.answer) for seed in range(200) for question in ask_all(scene, random.Random(seed))
+    }
+    for expected in [
+        ("What is at the top left?", "a large red circle"),
+        ("What is at the top right?", "nothing"),
+        ("How many things are there?", "2"),
+        ("What colour is the circle?", "red"),
+        ("What shape is the blue thing?", "square"),
+        ("Where is the blue square?", "bottom right"),
+        ("What size is the blue square?", "small"),
+        ("Is there a red circle?", "yes"),
+        ("Is there a red square?", "no"),
+        ("Is the red circle left of the blue square?", "yes"),
+        ("Is the blue square above the red circle?", "no"),
+    ]:
+        assert expected in answers
+    assert len({text for text, _ in answers}) == len(answers), "a question has one answer"
+    assert captions(scene)[0] == "a large red circle at the top left and a small blue square at the bottom right."
+
+
+def test_a_guess_by_the_kind_of_question_gets_little() -> None:
+    rng = random.Random(0)
+    asked = examine(list(draw_scenes(2000, rng)), rng)
+    answers: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    for _, question in asked:
+        answers[question.kind][question.answer] += 1
+    guessed = sum(counter.most_common(1)[0][1] for counter in answers.values())
+    assert guessed / len(asked) < 0.42
+
+
+def test_a_folder_in_use_is_left_alone(world: Path) -> None:
+    before = contents(world)
+    with pytest.raises(InputError, match="is there already"):
+        main(["world", str(world), "--scenes", "3", "--held-out", "1"])
+    assert contents(world) == before
+    assert not world.with_name("world.partial").exists()

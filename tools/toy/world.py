@@ -1,0 +1,128 @@
+"""The small world: what a scene is, how one is drawn by lot, and how it becomes a picture.
+
+Owns the facts (`Scene`, `Thing`), their seeded draw and the pixels. Does not own words (questions.py) or files
+(write.py).
+
+        left      right
+      +---------+---------+   one to three things, each in a quarter of its own, with a shape, a colour and a
+ top  |  red    |         |   size; where exactly it lies in its quarter, its shade and its extent vary by lot,
+      | circle  |         |   so no two pictures of one scene are the same.
+      +---------+---------+
+bottom|         |  blue   |
+      |         | square  |
+      +---------+---------+
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+SIDE = 64
+"""Width and height of a picture, in pixels."""
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+"""The quarters in reading order: place i lies in row i // 2 and column i % 2."""
+SIZES = ("small", "large")
+SHAPES = ("circle", "square", "triangle", "cross")
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (36, 158, 66),
+    "blue": (38, 84, 214),
+    "yellow": (238, 204, 32),
+    "purple": (146, 48, 180),
+    "orange": (244, 128, 24),
+}
+COUNT_WEIGHTS = {1: 0.1, 2: 0.4, 3: 0.5}
+"""How often a scene holds so many things. One alone is rare: there are only 192 such scenes to tell apart."""
+
+_SUPERSAMPLE = 4
+_RADIUS = {"small": (5.0, 7.0), "large": (11.0, 13.0)}
+_SHADE = 14
+_POLYGONS = {
+    "square": ((-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)),
+    "triangle": ((0.0, -1.0), (1.0, 0.9), (-1.0, 0.9)),
+    "cross": (
+        (-0.36, -1.0), (0.36, -1.0), (0.36, -0.36), (1.0, -0.36), (1.0, 0.36), (0.36, 0.36),
+        (0.36, 1.0), (-0.36, 1.0), (-0.36, 0.36), (-1.0, 0.36), (-1.0, -0.36), (-0.36, -0.36),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, order=True)
+class Thing:
+    """One coloured shape: `place` indexes PLACES, the words are those of SIZES, COLOURS and SHAPES."""
+
+    place: int
+    size: str
+    colour: str
+    shape: str
+
+    @property
+    def name(self) -> str:
+        """Its colour and shape, which no other thing of the same scene shares: "red circle"."""
+        return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows: things in reading order, at most one to a place, no two of the same name.
+
+    Equality is equality of content: two scenes that compare equal may still be drawn differently (`render`).
+    """
+
+    things: tuple[Thing, ...]
+
+    def at(self, place: int) -> Thing | None:
+        """The thing that lies at a place, if one does."""
+        return next((thing for thing in self.things if thing.place == place), None)
+
+
+def draw_scene(rng: random.Random) -> Scene:
+    """One scene by lot."""
+    count = rng.choices(list(COUNT_WEIGHTS), weights=list(COUNT_WEIGHTS.values()))[0]
+    places = sorted(rng.sample(range(len(PLACES)), count))
+    names = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], count)
+    return Scene(
+        tuple(
+            Thing(place, rng.choice(SIZES), colour, shape) for place, (colour, shape) in zip(places, names, strict=True)
+        )
+    )
+
+
+def draw_scenes(count: int, rng: random.Random, without: frozenset[Scene] = frozenset()) -> Iterator[Scene]:
+    """`count` scenes by lot, none of which has the content of one in `without`."""
+    while count:
+        scene = draw_scene(rng)
+        if scene not in without:
+            count -= 1
+            yield scene
+
+
+def render(scene: Scene, rng: random.Random) -> Image.Image:
+    """A picture of the scene, SIDE x SIDE, RGB; `rng` decides what the content leaves open."""
+    side = SIDE * _SUPERSAMPLE
+    grey = rng.randint(205, 245)
+    image = Image.new("RGB", (side, side), (grey, grey, grey))
+    pencil = ImageDraw.Draw(image)
+    for thing in scene.things:
+        _draw_thing(pencil, thing, rng)
+    return image.reduce(_SUPERSAMPLE)
+
+
+def _draw_thing(pencil: ImageDraw.ImageDraw, thing: Thing, rng: random.Random) -> None:
+    radius = rng.uniform(*_RADIUS[thing.size])
+    quarter = SIDE / 2
+    slack = quarter / 2 - radius - 1
+    row, column = divmod(thing.place, 2)
+    x = quarter * (column + 0.5) + rng.uniform(-slack, slack) / 2
+    y = quarter * (row + 0.5) + rng.uniform(-slack, slack) / 2
+    colour = tuple(max(0, min(255, value + rng.randint(-_SHADE, _SHADE))) for value in COLOURS[thing.colour])
+    if thing.shape == "circle":
+        box = [(x - radius, y - radius), (x + radius, y + radius)]
+        pencil.ellipse([(a * _SUPERSAMPLE, b * _SUPERSAMPLE) for a, b in box], fill=colour)
+    else:
+        corners = [(x + radius * dx, y + radius * dy) for dx, dy in _POLYGONS[thing.shape]]
+        pencil.polygon([(a * _SUPERSAMPLE, b * _SUPERSAMPLE) for a, b in corners], fill=colour)
