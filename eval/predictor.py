@@ -1,0 +1,305 @@
+"""A model that answers questions about pictures: one class behind evaluation, the demo and `sightline.load`.
+
+    Query --encode--> Prompt --collate (left padding)--> prefill --> token, token, ... --AnswerText--> str
+
+Owns: opening a bundle, batching, the token loop, streaming, and the loss of given answers. Does not own the choice of
+tokens (eval.decoding), the prompt (eval.prompts) or scores.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from eval.decoding import AnswerText, Chooser, Decoding
+from eval.prompts import Prompt, Query, Turn, collate, encode, encode_answered
+from models.errors import InputError
+
+__all__ = ["AnswerStream", "Decoding", "Predictor", "Query", "Turn"]
+
+GREEDY = Decoding()
+
+
+class Predictor:
+    """Answers queries with a model and its processor, from a bundle (`Predictor.open`) or live in a training run.
+
+    `model` takes what a Hugging Face image-text-to-text model takes (`forward` with a cache; `generate` for beams);
+    `processor` is its Hugging Face processor. Answers do not depend on what else is in a batch.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, device: str | torch.device) -> None:
+        self.model, self.processor, self.device = model, processor, torch.device(device)
+        self.manifest: Any = None
+        """The bundle's manifest, where the model came from one."""
+        tokenizer = processor.tokenizer
+        self._end_ids = _end_ids(model, tokenizer)
+        self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._end_ids)
+        self._max_length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
+        self._pixel_dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+    @classmethod
+    def open(cls, path: str | PathLike[str], *, device: str = "auto", verify: bool = True) -> Predictor:
+        """Open the bundle at `path` on `device` ("auto" is the first GPU, else the CPU).
+
+        `verify` compares each file with its digest in the manifest first. Raises InputError, naming the file, when
+        the folder is no bundle or is damaged.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        folder, place = Path(path), _device(device)
+        manifest = _read_manifest(folder, verify=verify)
+        try:
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype="auto", device_map={"": place}
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{folder} does not open as a bundle: {reason}; make it again with tools.merge") from error
+        predictor = cls(model.eval(), processor, device=place)
+        predictor.manifest = manifest
+        return predictor
+
+    def answer(self, queries: Sequence[Query], decoding: Decoding = GREEDY, *, batch_size: int = 16) -> list[str]:
+        """Answer each query, `batch_size` at a time. Pictures, lengths and numbers of pictures may differ."""
+        answers: list[str] = []
+        for start in range(0, len(queries), batch_size):
+            prompts = [encode(self.processor, query) for query in queries[start : start + batch_size]]
+            texts = self._texts(prompts, decoding)
+            pieces = [[""] for _ in texts]
+            for new in self._steps(prompts, texts, decoding, cancel=None):
+                for row, piece in zip(pieces, new, strict=True):
+                    row.append(piece)
+            answers += ["".join(row) for row in pieces]
+        return answers
+
+    def stream(
+        self, query: Query, decoding: Decoding = GREEDY, *, cancel: threading.Event | None = None
+    ) -> AnswerStream:
+        """Answer one query piece by piece; the pieces joined are what `answer` gives. `cancel` ends it after a token.
+
+        Beams are known only when all are done, so their answer comes as one piece.
+        """
+        prompts = [encode(self.processor, query)]
+        texts = self._texts(prompts, decoding)
+        return AnswerStream(self._steps(prompts, texts, decoding, cancel=cancel), texts[0])
+
+    def loss(
+        self, queries: Sequence[Query], answers: Sequence[str], *, batch_size: int = 16
+    ) -> list[tuple[float, int]]:
+        """Teacher-forced loss of each answer: its summed negative log-likelihood in nats, and its number of tokens.
+
+        The end token counts, as in training. Divide sums by sums for a mean over answers.
+        """
+        losses: list[tuple[float, int]] = []
+        pairs = list(zip(queries, answers, strict=True))
+        for start in range(0, len(pairs), batch_size):
+            encoded = [
+                encode_answered(self.processor, *pair, self._end_ids) for pair in pairs[start : start + batch_size]
+            ]
+            losses += self._batch_loss([prompt for prompt, _ in encoded], [count for _, count in encoded])
+        return losses
+
+    def chat(self, picture: str | PathLike[str] | bytes | Image.Image, question: str, **decoding: Any) -> str:
+        """Answer one question about one picture: a path, the bytes of a file, or a PIL image."""
+        query = Query((_open_picture(picture),), (Turn("user", question),))
+        return self.answer([query], Decoding(**decoding))[0]
+
+    def _texts(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[AnswerText]:
+        texts = []
+        for prompt in prompts:
+            room = self._max_length - len(prompt.ids)
+            if room < 1:
+                raise InputError(
+                    f"the chat takes {len(prompt.ids)} tokens and the model reads {self._max_length}: shorten it"
+                )
+            texts.append(
+                AnswerText(
+                    self.processor.tokenizer,
+                    end_ids=self._end_ids,
+                    max_tokens=min(room, decoding.max_new_tokens),
+                    stop=decoding.stop,
+                )
+            )
+        return texts
+
+    def _steps(
+        self,
+        prompts: Sequence[Prompt],
+        texts: Sequence[AnswerText],
+        decoding: Decoding,
+        *,
+        cancel: threading.Event | None,
+    ) -> Iterator[list[str]]:
+        """Yield each row's new text, token by token, until every row is done."""
+        tokens = self._beams(prompts, decoding) if decoding.num_beams > 1 else self._tokens(prompts, decoding)
+        for token_ids in tokens:
+            yield [text.push(token_id) for text, token_id in zip(texts, token_ids, strict=True)]
+            if all(text.done for text in texts) or (cancel is not None and cancel.is_set()):
+                break
+        yield [text.finish() for text in texts]
+
+    @torch.inference_mode()
+    def _tokens(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[int]]:
+        """The token loop: one row of ids a step, for ever; a row's tokens after its end mean nothing."""
+        from transformers import DynamicCache
+
+        inputs = self._collate(prompts, side="left")
+        mask_BL = inputs.pop("attention_mask")
+        cache = DynamicCache(config=self.model.config)
+        choose = Chooser(decoding, len(prompts), self.device)
+        while True:
+            with _evaluating(self.model):
+                output = self.model(
+                    **inputs, attention_mask=mask_BL, past_key_values=cache, use_cache=True, logits_to_keep=1
+                )
+            ids_B = choose(output.logits[:, -1])
+            yield ids_B.tolist()
+            inputs = {"input_ids": ids_B[:, None], "position_ids": mask_BL.sum(dim=-1, keepdim=True)}
+            mask_BL = F.pad(mask_BL, (0, 1), value=1)
+
+    @torch.inference_mode()
+    def _beams(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[int]]:
+        from transformers import GenerationConfig
+
+        inputs = self._collate(prompts, side="left")
+        del inputs["position_ids"]  # `generate` makes them from the mask
+        config = GenerationConfig(
+            do_sample=False,
+            num_beams=decoding.num_beams,
+            max_new_tokens=decoding.max_new_tokens,
+            eos_token_id=sorted(self._end_ids),
+            pad_token_id=self._pad_id,
+            repetition_penalty=1.0,
+        )
+        with _evaluating(self.model):
+            ids_BL = self.model.generate(**inputs, generation_config=config)
+        yield from ids_BL[:, inputs["input_ids"].shape[1] :].T.tolist()
+
+    @torch.inference_mode()
+    def _batch_loss(self, prompts: Sequence[Prompt], num_targets: Sequence[int]) -> list[tuple[float, int]]:
+        inputs = self._collate(prompts, side="right")
+        with _evaluating(self.model):
+            logits_BLV = self.model(**inputs, use_cache=False).logits
+        losses = []
+        for row, (prompt, count) in enumerate(zip(prompts, num_targets, strict=True)):
+            end = len(prompt.ids)
+            targets = inputs["input_ids"][row, end - count : end]
+            logits = logits_BLV[row, end - count - 1 : end - 1].float()
+            losses.append((F.cross_entropy(logits, targets, reduction="sum").item(), count))
+        return losses
+
+    def _collate(self, prompts: Sequence[Prompt], *, side: Any) -> dict[str, torch.Tensor]:
+        batch = collate(prompts, pad_id=self._pad_id, side=side, device=self.device)
+        if "pixel_values" in batch:
+            batch["pixel_values"] = batch["pixel_values"].to(self._pixel_dtype)
+        return batch
+
+
+class AnswerStream(Iterator[str]):
+    """The pieces of one answer as they come, and how fast they came. Empty pieces are left out."""
+
+    def __init__(self, steps: Iterator[list[str]], text: AnswerText) -> None:
+        self._steps, self._text = steps, text
+        self._started_s = time.perf_counter()
+        self.first_token_s: float | None = None
+        """Seconds from the call to the first token: pictures, prompt and one choice."""
+        self.seconds = 0.0
+
+    def __next__(self) -> str:
+        for (piece,) in self._steps:
+            self.seconds = time.perf_counter() - self._started_s
+            if self.first_token_s is None:
+                self.first_token_s = self.seconds
+            if piece:
+                return piece
+        raise StopIteration
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens written so far, the end token included."""
+        return len(self._text.ids)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Speed of writing after the first token; None while there are fewer than two."""
+        if self.first_token_s is None or self.num_tokens < 2 or self.seconds <= self.first_token_s:
+            return None
+        return (self.num_tokens - 1) / (self.seconds - self.first_token_s)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Put every module into evaluation mode, and each back into its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if configured is None:
+        configured = tokenizer.eos_token_id
+    ids = frozenset([configured] if isinstance(configured, int) else configured or [])
+    if not ids:
+        raise InputError("neither the generation config nor the tokenizer names an end token: set eos_token_id")
+    return ids
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"{name!r} is no device: take auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name} was asked for, and this machine has no CUDA device: take auto or cpu")
+    return device
+
+
+def _open_picture(picture: str | PathLike[str] | bytes | Image.Image) -> Image.Image:
+    import io
+
+    from PIL import ImageOps
+
+    if isinstance(picture, Image.Image):
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    try:
+        opened = Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
+        return ImageOps.exif_transpose(opened).convert("RGB")
+    except OSError as error:
+        name = "the picture" if isinstance(picture, bytes) else str(picture)
+        raise InputError(f"{name} does not open as a picture: {error}") from error
+
+
+def _read_manifest(folder: Path, *, verify: bool) -> Any:
+    import hashlib
+    import json
+    from types import SimpleNamespace
+
+    path = folder / "sightline.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is no bundle: it has no sightline.json; tools.merge and tools.quantize make one")
+    manifest = json.loads(path.read_text())
+    for name, digest in manifest["files"].items() if verify else ():
+        file = folder / name
+        if not file.is_file():
+            raise InputError(f"{folder} lacks {name}, which its sightline.json lists: make the bundle again")
+        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise InputError(f"{file} is not what sightline.json says: make the bundle again")
+    return SimpleNamespace(**manifest)

@@ -1,0 +1,173 @@
+"""Tiny random bundles for tests: the directory layout of a real one, made of stock transformers classes alone.
+
+Random weights write nonsense, but deterministic nonsense that depends on the picture, which is what equivalence tests
+need. Nothing here imports the code that makes real bundles, so that readers of bundles are tested apart from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
+SENTENCES = (
+    "What is in the picture? How many shapes are there? Which colour is the one on the left?",
+    "A red circle, a large blue square and two small green triangles above the yellow star.",
+    "user assistant system picture question answer yes no one two three four",
+)
+TEMPLATE = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['content'] is string -%}{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}{{ '<image>' }}{%- else -%}{{ part['text'] }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+IMAGE_SIZE, PATCH_SIZE = 48, 12
+
+
+def make_bundle(
+    folder: Path, *, tied: bool = True, manifest: bool = True, seed: int = 0, num_positions: int = 512
+) -> Path:
+    """Write a random Llava bundle (16 tokens a picture) into `folder`, with its sightline.json unless refused."""
+    processor = _processor()
+    model = _model(processor.tokenizer, tied=tied, seed=seed, num_positions=num_positions)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if manifest:
+        write_manifest(folder)
+    return folder
+
+
+def write_manifest(folder: Path) -> None:
+    """Write sightline.json over whatever files lie in `folder` now."""
+    files = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+        if path.name != "sightline.json"
+    }
+    manifest: dict[str, Any] = {
+        "format": "sightline-bundle",
+        "version": 1,
+        "recipe": "tiny_random",
+        "precision": "fp32",
+        "files": files,
+        "parity": {
+            "same_prompt_ids": True,
+            "same_pixels": True,
+            "max_logit_difference": 2.1e-6,
+            "max_logit_difference_bound": 1e-4,
+            "greedy_agreement": 1.0,
+            "greedy_agreement_bound": 0.99,
+        },
+    }
+    (folder / "sightline.json").write_text(json.dumps(manifest, indent=2))
+
+
+def picture(kind: str = "circle", size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """A drawn picture: a red circle or a blue square on white, so that two pictures differ plainly."""
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    box = (size[0] // 5, size[1] // 5, size[0] * 4 // 5, size[1] * 4 // 5)
+    if kind == "circle":
+        draw.ellipse(box, fill="red")
+    else:
+        draw.rectangle(box, fill="blue")
+    return image
+
+
+def _processor() -> Any:
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        SENTENCES,
+        trainers.BpeTrainer(
+            vocab_size=384,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", "<image>"],
+        clean_up_tokenization_spaces=False,
+    )
+    image_processor = LlavaImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+
+
+def _model(tokenizer: Any, *, tied: bool, seed: int, num_positions: int) -> Any:
+    from transformers import (
+        CLIPVisionConfig,
+        GenerationConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+    )
+    language = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=num_positions,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,  # wide, so that random answers depend on the picture
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=language,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        tie_word_embeddings=tied,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(config)
+        torch.nn.init.normal_(model.model.multi_modal_projector.linear_2.weight, std=1.0)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=128
+    )
+    return model
