@@ -148,7 +148,7 @@ class Predictor:
                 break
         yield [text.finish() for text in texts]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _tokens(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[int]]:
         """The token loop: one row of ids a step, for ever; a row's tokens after its end mean nothing."""
         from transformers import DynamicCache
@@ -167,7 +167,7 @@ class Predictor:
             inputs = {"input_ids": ids_B[:, None], "position_ids": mask_BL.sum(dim=-1, keepdim=True)}
             mask_BL = F.pad(mask_BL, (0, 1), value=1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _beams(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[int]]:
         from transformers import GenerationConfig
 
@@ -185,7 +185,7 @@ class Predictor:
             ids_BL = self.model.generate(**inputs, generation_config=config)
         yield from ids_BL[:, inputs["input_ids"].shape[1] :].T.tolist()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _batch_loss(self, prompts: Sequence[Prompt], num_targets: Sequence[int]) -> list[tuple[float, int]]:
         inputs = self._collate(prompts, side="right")
         with _evaluating(self.model):

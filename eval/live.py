@@ -1,0 +1,39 @@
+"""A model in training, seen the way a Predictor sees a bundle.
+
+Owns the few lines between `VLM`'s own calls and the calls of a Hugging Face image-text-to-text model. Does not own
+either model, and keeps no weights of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.vlm import VLM
+
+
+class LiveModel(nn.Module):
+    """Gives a `VLM` the `forward` (with a cache) and `generate` of `LlavaForConditionalGeneration`."""
+
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.config = vlm.language.config
+        self.generation_config = vlm.language.generation_config
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None, **options: Any) -> Any:
+        """The language model's output; `pixel_values` [N, C, S, S] are the rows' pictures in order."""
+        return self.vlm.language(inputs_embeds=self._embed(input_ids, pixel_values), **options)
+
+    def generate(self, input_ids: Tensor, pixel_values: Tensor | None = None, **options: Any) -> Tensor:
+        """Prompt and new token ids [B, L + new]."""
+        new_ids = self.vlm.language.generate(inputs_embeds=self._embed(input_ids, pixel_values), **options)
+        return torch.cat([input_ids, new_ids], dim=1)
+
+    def _embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
+        if pixel_values is not None:
+            return self.vlm.embed(input_ids, pixel_values)
+        embedded: Tensor = self.vlm.language.get_input_embeddings()(input_ids)
+        return embedded

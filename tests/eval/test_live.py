@@ -1,0 +1,65 @@
+"""A VLM in training answers as the bundle with the same weights does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eval.live import LiveModel
+from eval.predictor import Decoding, Predictor, Query, Turn
+from models.spec import CropImage, ImageSpec, TextSpec
+from models.vlm import VLM
+from tests.support.bundles import IMAGE_SIZE, PATCH_SIZE, make_bundle, picture
+
+
+class Tower(torch.nn.Module):
+    """The vision part of a Llava model, as `VLM` calls it."""
+
+    def __init__(self, llava: Any) -> None:
+        super().__init__()
+        self.tower = llava.model.vision_tower
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.tower(pixels, output_hidden_states=True).hidden_states[-2]
+        return states[:, 1:]
+
+
+def vlm_of(predictor: Predictor) -> VLM:
+    from transformers import LlamaForCausalLM
+
+    llava, processor = predictor.model, predictor.processor
+    language = LlamaForCausalLM(llava.config.text_config).eval()
+    language.model, language.lm_head = llava.model.language_model, llava.lm_head
+    image = ImageSpec(
+        size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        fit=CropImage(),
+        mean=tuple(processor.image_processor.image_mean),
+        std=tuple(processor.image_processor.image_std),
+    )
+    text = TextSpec(
+        max_length=512,
+        image_token_id=llava.config.image_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        vocab_size=llava.config.text_config.vocab_size,
+    )
+    return VLM(Tower(llava), llava.model.multi_modal_projector, language, image=image, text=text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "decoding", [Decoding(max_new_tokens=12), Decoding(max_new_tokens=8, num_beams=2)], ids=["greedy", "beams"]
+)
+def test_live_answers_and_losses_are_the_bundles(tmp_path: Path, decoding: Decoding) -> None:
+    bundle = Predictor.open(make_bundle(tmp_path / "bundle"), device="cpu")
+    live = Predictor(LiveModel(vlm_of(bundle)), bundle.processor, device="cpu")
+    queries = [
+        Query((picture("circle"),), (Turn("user", "What?"),)),
+        Query((), (Turn("user", "no picture at all"),)),
+        Query((picture("circle"), picture("square")), (Turn("user", "two"),)),
+    ]
+    assert live.answer(queries, decoding) == bundle.answer(queries, decoding)
+    answers = ["A red circle", "no", "yes"]
+    assert live.loss(queries, answers) == bundle.loss(queries, answers)
