@@ -1,0 +1,89 @@
+"""The data part of a recipe: which shards, in which words, packed how.
+
+Owns the typed values only. `data_pipeline.build` turns them into a stream.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from models.spec import Config
+
+
+class SourceConfig(Config):
+    """One shard set: the directory that `tools.shards` made, and its share among several sources."""
+
+    path: str
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share of the draws, relative to the other sources; given for all sources or for none."""
+
+
+class PlainTemplate(Config):
+    """Picture, text, newline: no roles. LLaVA's first stage."""
+
+    kind: Literal["plain"] = "plain"
+
+
+class VicunaTemplate(Config):
+    """`USER: … ASSISTANT: …</s>` after Vicuna v1's system sentence."""
+
+    kind: Literal["vicuna_v1"] = "vicuna_v1"
+
+
+class ChatmlTemplate(Config):
+    """`<|im_start|>role … <|im_end|>` (Qwen, SmolLM). No system turn unless one is given here or in the data."""
+
+    kind: Literal["chatml"] = "chatml"
+    system: str | None = None
+
+
+class Llama3Template(Config):
+    """`<|start_header_id|>role<|end_header_id|> … <|eot_id|>`."""
+
+    kind: Literal["llama3"] = "llama3"
+    system: str | None = None
+
+
+class TokenizerTemplate(Config):
+    """The chat template that lies in the tokenizer's own files."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+
+
+TemplateConfig = Annotated[
+    PlainTemplate | VicunaTemplate | ChatmlTemplate | Llama3Template | TokenizerTemplate,
+    Field(discriminator="kind"),
+]
+
+
+class PadPacking(Config):
+    """One sample a row; the batch is padded to its longest row."""
+
+    kind: Literal["pad"] = "pad"
+
+
+class RowPacking(Config):
+    """Several samples a row of at most `row_tokens` tokens, best fit among `lookahead` waiting samples."""
+
+    kind: Literal["pack"] = "pack"
+    row_tokens: Annotated[int, Field(gt=0)]
+    lookahead: Annotated[int, Field(gt=0)] = 8
+
+
+PackingConfig = Annotated[PadPacking | RowPacking, Field(discriminator="kind")]
+
+
+class DataConfig(Config):
+    """What a stage learns from. Sources without weights are one set, every sample of which is seen once an epoch."""
+
+    sources: Annotated[tuple[SourceConfig, ...], Field(strict=False, min_length=1)]
+    template: TemplateConfig
+    packing: PackingConfig = PadPacking()
+    max_length: Annotated[int, Field(gt=1)]
+    """Longest sample in tokens, image tokens included. Nothing is ever cut."""
+    too_long: Literal["error", "skip"] = "skip"
+    shuffle_window: Annotated[int, Field(gt=0)] = 4096
+    num_workers: Annotated[int, Field(ge=0)] = 2
+    bad_share_limit: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -1,0 +1,90 @@
+"""The worker's function: a draw -> tokens and pixels, or the reason why not.
+
+Owns putting the parts together for one sample. It is a pure function of the draw; it keeps nothing between calls but
+open files and caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipeline.images import fit, open_picture
+from data_pipeline.index import ShardIndex
+from data_pipeline.mixture import Plan
+from data_pipeline.record import Record, read_record
+from data_pipeline.sample import BadSample, Draw, Encoded, TileArray, TokenArray
+from data_pipeline.templates import Template
+from data_pipeline.tokens import Tokens
+from models.errors import InputError
+from models.spec import IGNORE_INDEX, ImageSpec, num_image_tokens
+
+
+class Encoder:
+    """Draw -> `Encoded`, or `BadSample` with the reason. Pickles into a worker."""
+
+    def __init__(
+        self,
+        indexes: Sequence[ShardIndex],
+        plan: Plan,
+        *,
+        template: Template,
+        tokens: Tokens,
+        image: ImageSpec,
+        max_length: int,
+    ) -> None:
+        self.indexes = tuple(indexes)
+        self.plan = plan
+        self.template = template
+        self.tokens = tokens
+        self.image = image
+        self.max_length = max_length
+
+    def __call__(self, draw: Draw) -> Encoded | BadSample:
+        """Read, decode and tokenize the sample of a draw."""
+        source, sample = self.plan.locate(draw.slot, draw.n)
+        index = self.indexes[source]
+        shard, key = index.shard_of(sample), index.key_of(sample)
+        try:
+            ids, labels, tiles = self.encode_record(read_record(index.read(sample)))
+        except InputError as error:
+            return BadSample(draw, shard, key, str(error))
+        if len(ids) > self.max_length:
+            reason = f"{len(ids)} tokens, more than max_length {self.max_length}"
+            return BadSample(draw, shard, key, reason, kind="too_long")
+        return Encoded(draw, shard, key, ids, labels, tiles)
+
+    def encode_record(self, record: Record) -> tuple[TokenArray, TokenArray, TileArray]:
+        """Ids [L], labels [L] and tiles [T, S, S, 3] of a record.
+
+        Raises:
+            InputError: a picture that cannot be decoded, or a sample in which nothing is to be learnt.
+        """
+        ids, labels = self.tokens.encode_segments(self.template.segments(record.turns))
+        if not np.any(labels[1:] != IGNORE_INDEX):
+            raise InputError("nothing in it is a target: the answers are empty")
+        size = self.image.size
+        tiles = np.empty((len(record.pictures), size, size, 3), dtype=np.uint8)
+        costs: list[int] = []
+        for place, payload in enumerate(record.pictures):
+            picture = open_picture(payload)
+            costs.append(num_image_tokens(self.image, picture.width, picture.height))
+            tiles[place] = fit(picture, self.image)
+        return *expand_images(ids, labels, self.tokens.image_token_id, costs), tiles
+
+
+def expand_images(
+    ids: TokenArray, labels: TokenArray, image_token_id: int, costs: Sequence[int]
+) -> tuple[TokenArray, TokenArray]:
+    """Repeat each image token as often as its picture costs.
+
+    Raises:
+        InputError: the numbers of image tokens and pictures differ.
+    """
+    places = np.flatnonzero(ids == image_token_id)
+    if len(places) != len(costs):
+        raise InputError(f"{len(costs)} pictures, but {len(places)} image tokens after the chat template")
+    repeats = np.ones(len(ids), dtype=np.int64)
+    repeats[places] = costs
+    return np.repeat(ids, repeats), np.repeat(labels, repeats)
