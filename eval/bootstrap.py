@@ -45,7 +45,8 @@ def _cluster_sums(values: Sequence[float], clusters: Sequence[Hashable] | None) 
     places = np.array([numbers[cluster] for cluster in clusters], dtype=np.int64)
     if len(places) != len(values_n):
         raise ValueError(f"{len(values_n)} values but {len(places)} clusters")
-    return np.bincount(places, weights=values_n), np.bincount(places).astype(np.float64)
+    sums_n = np.bincount(places, weights=values_n).astype(np.float64)
+    return sums_n, np.bincount(places).astype(np.float64)
 
 
 def _resampled_ratios(
