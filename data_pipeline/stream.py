@@ -121,6 +121,11 @@ class RowStream:
         """Draws taken by the local slots so far, usable or not."""
         return sum(slot.next for slot in self._slots.values())
 
+    @property
+    def epoch_samples(self) -> int:
+        """Samples in one epoch of the whole global batch, all ranks' slots together."""
+        return sum(self._plan.slot_length(slot) for slot in range(self.num_slots))
+
     def close(self) -> None:
         """End the workers."""
         self._fetcher.close()
