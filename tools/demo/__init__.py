@@ -1,0 +1,1 @@
+"""A page to talk to a bundle: `python -m tools.demo BUNDLE`."""
