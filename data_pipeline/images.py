@@ -29,7 +29,7 @@ from models.errors import InputError
 from models.spec import CropImage, ImageSpec, PadImage
 
 PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jp2", "avif", "ppm"})
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
 """Decoders that may run. Formats that start other programs (EPS) are not among them."""
 
 MAX_PIXELS = 100_000_000
