@@ -1,0 +1,1 @@
+"""Shard sets from raw data: make, index, check."""

@@ -1,0 +1,98 @@
+"""`python -m tools.shards make | index | check`: raw data -> WebDataset tars with an index, and their inspection.
+
+    python -m tools.shards make data/llava --llava instruct.json --images train2017 --jobs 8
+    python -m tools.shards make data/coco --captions captions.csv --images photos --prompt "Describe the picture."
+    python -m tools.shards make data/own --folder holiday          # pictures with KEY.txt beside KEY.jpg
+    python -m tools.shards index data/from_img2dataset             # tars that another program wrote
+    python -m tools.shards check data/llava
+
+Owns the command line alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from models.errors import InputError, run_cli
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m tools.shards", description=(__doc__ or "").split("\n\n")[0])
+    commands = top.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make", help="raw data -> tars and index")
+    make.add_argument("out", type=Path, help="the directory to make; must not exist")
+    source = make.add_mutually_exclusive_group(required=True)
+    source.add_argument("--llava", type=Path, metavar="FILE.json", help="conversations in LLaVA's format")
+    source.add_argument(
+        "--captions", type=Path, metavar="FILE", help="JSON, JSON Lines or CSV of file names and captions"
+    )
+    source.add_argument("--folder", type=Path, metavar="DIR", help="pictures, each with a .txt of the same name")
+    make.add_argument("--images", type=Path, metavar="DIR", help="where the file names of --llava and --captions begin")
+    make.add_argument("--prompt", default="", help="what the user says before each caption; nothing by default")
+    make.add_argument("--samples-per-shard", type=int, default=1000)
+    index = commands.add_parser("index", help="index the tars of a directory")
+    check = commands.add_parser("check", help="read every sample and list what is broken")
+    for command in (index, check):
+        command.add_argument("folder", type=Path, help="a directory of tars")
+    for command in (make, index, check):
+        command.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+        command.add_argument("--quiet", action="store_true", help="no progress bar")
+    return top
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; 0 is success, 1 means `check` found broken samples."""
+    arguments = parser().parse_args(argv)
+    if arguments.jobs < 1:
+        raise InputError(f"--jobs {arguments.jobs}: at least 1")
+    return {"make": _make, "index": _index, "check": _check}[arguments.command](arguments)
+
+
+def _make(arguments: argparse.Namespace) -> int:
+    from tools.shards.raw import read_captions, read_folder, read_llava
+    from tools.shards.write import write_set
+
+    if arguments.folder is not None:
+        samples = read_folder(arguments.folder, arguments.prompt)
+    elif arguments.images is None:
+        raise InputError("--images DIR is missing: the directory in which the file names begin")
+    elif arguments.llava is not None:
+        samples = read_llava(arguments.llava, arguments.images)
+    else:
+        samples = read_captions(arguments.captions, arguments.images, arguments.prompt)
+    num_shards = write_set(
+        arguments.out, samples, arguments.samples_per_shard, jobs=arguments.jobs, progress=not arguments.quiet
+    )
+    print(f"{arguments.out}: {len(samples)} samples in {num_shards} shards")
+    return 0
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from data_pipeline.index import ShardIndex
+    from data_pipeline.index_build import build_index
+
+    build_index(arguments.folder, jobs=arguments.jobs, progress=not arguments.quiet)
+    index = ShardIndex(arguments.folder)
+    print(f"{arguments.folder}: {len(index)} samples in {len(index.shard_names)} shards, {index.fingerprint}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from data_pipeline.index import ShardIndex
+    from tools.shards.check import broken_samples
+
+    index = ShardIndex(arguments.folder)
+    num_broken = 0
+    for broken in broken_samples(index, jobs=arguments.jobs, progress=not arguments.quiet):
+        num_broken += 1
+        print(f"{broken.shard}\t{broken.key}\t{broken.reason}")
+    print(f"{arguments.folder}: {num_broken} of {len(index)} samples are broken", file=sys.stderr)
+    return 1 if num_broken else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

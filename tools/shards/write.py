@@ -1,0 +1,130 @@
+"""Samples -> a directory of WebDataset tars with its index, all of it or nothing.
+
+Owns keys, shard names, bytes on disk and resuming. Equal samples give equal tars, byte for byte, whatever the number
+of processes. Everything is made in a hidden sibling that becomes the set at the end; after a crash the finished shards
+in it are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from data_pipeline.images import header_size
+from data_pipeline.index_build import build_index
+from models.errors import InputError
+from tools.shards.raw import RawSample
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One tar to be written: its samples carry the keys first_key, first_key + 1, …"""
+
+    path: Path
+    first_key: int
+    samples: tuple[RawSample, ...]
+
+
+def write_set(
+    out: Path, samples: Sequence[RawSample], samples_per_shard: int, *, jobs: int = 1, progress: bool = False
+) -> int:
+    """Write and index a shard set; returns the number of shards.
+
+    Raises:
+        InputError: `out` exists, or a file that should be a picture is none (named). Nothing is left behind then.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists already: choose another directory, or remove it first")
+    if samples_per_shard < 1:
+        raise InputError(f"--samples-per-shard {samples_per_shard}: at least 1")
+    work = out.parent / f".{out.name}.making"
+    _prepare(work, _digest(samples, samples_per_shard))
+    plans = [
+        ShardPlan(work / f"shard-{number:06d}.tar", start, tuple(samples[start : start + samples_per_shard]))
+        for number, start in enumerate(range(0, len(samples), samples_per_shard))
+    ]
+    try:
+        _write_all(plans, jobs, progress)
+        build_index(work, jobs=jobs, progress=progress)
+    except InputError:
+        shutil.rmtree(work)
+        raise
+    (work / "plan").unlink()
+    work.rename(out)
+    return len(plans)
+
+
+def _prepare(work: Path, digest: str) -> None:
+    """Keep the finished shards of a broken-off run of the same samples; clear those of another."""
+    mark = work / "plan"
+    if work.exists() and not (mark.is_file() and mark.read_text() == digest):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    mark.write_text(digest)
+
+
+def _digest(samples: Sequence[RawSample], samples_per_shard: int) -> str:
+    """Changes with the texts, the pictures' names, sizes and times, and the cut into shards."""
+    digest = hashlib.sha256(str(samples_per_shard).encode())
+    for sample in samples:
+        digest.update(json.dumps([sample.caption, sample.record], sort_keys=True).encode())
+        for picture in sample.pictures:
+            status = picture.stat()
+            digest.update(f"{picture}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _write_all(plans: Sequence[ShardPlan], jobs: int, progress: bool) -> None:
+    from tqdm import tqdm
+
+    with tqdm(total=sum(len(plan.samples) for plan in plans), desc="write", unit="sample", disable=not progress) as bar:
+        missing = [plan for plan in plans if not plan.path.exists()]
+        bar.update(sum(len(plan.samples) for plan in plans if plan.path.exists()))
+        for num_samples in _run(missing, jobs):
+            bar.update(num_samples)
+
+
+def _run(plans: Sequence[ShardPlan], jobs: int) -> Iterable[int]:
+    if jobs <= 1 or len(plans) <= 1:
+        yield from map(write_shard, plans)
+        return
+    with ProcessPoolExecutor(min(jobs, len(plans)), mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(write_shard, plans)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def write_shard(plan: ShardPlan) -> int:
+    """Write one tar beside its final name, then rename it; returns its number of samples."""
+    from webdataset import TarWriter
+
+    temporary = plan.path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
+        for number, sample in enumerate(plan.samples):
+            writer.write({"__key__": f"{plan.first_key + number:09d}", **dict(_files(sample))})
+    temporary.rename(plan.path)
+    return len(plan.samples)
+
+
+def _files(sample: RawSample) -> Iterator[tuple[str, bytes]]:
+    """The sample's files by extension."""
+    for number, path in enumerate(sample.pictures):
+        payload = path.read_bytes()
+        if header_size(io.BytesIO(payload)) == (0, 0):
+            raise InputError(f"{path} is not a picture that can be read")
+        extension = path.suffix.lower().lstrip(".")
+        yield (extension if len(sample.pictures) == 1 else f"{number}.{extension}"), payload
+    if sample.caption is not None:
+        yield "txt", sample.caption.encode()
+    if sample.record is not None:
+        yield "json", json.dumps(sample.record, ensure_ascii=False, sort_keys=True).encode()
