@@ -69,7 +69,7 @@ ProjectorConfig = Annotated[LinearProjector | MlpProjector | QFormerProjector, F
 class PretrainedLanguage(Config):
     """A causal language model that `transformers` loads from `path` (a local directory or a hub name).
 
-    `load` says how its frozen weights lie in memory: `nf4` and `int8` by bitsandbytes, for training a 7B on a small GPU.
+    `load` says how its frozen weights lie in memory: `nf4` and `int8` by bitsandbytes, to train a 7B on a small GPU.
     """
 
     kind: Literal["pretrained"] = "pretrained"

@@ -77,17 +77,3 @@ class VLM(nn.Module):
         features = features_TPD.reshape(num_features, -1).to(embedded_BLD.dtype)
         joined = embedded_BLD.masked_scatter(is_image_BL.unsqueeze(-1), features)
         return joined
-
-    @torch.no_grad()
-    def generate(
-        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor | None = None, **options: Any
-    ) -> Tensor:
-        """New token ids [B, new], as transformers' `generate` gives them from embeddings; rows are padded on the left."""
-        pixels = torch.zeros(0, 3, 1, 1, device=input_ids.device) if pixel_values is None else pixel_values
-        generated: Tensor = self.language.generate(
-            inputs_embeds=self.embed(input_ids, pixels),
-            attention_mask=attention_mask,
-            use_cache=True,
-            **options,
-        )
-        return generated

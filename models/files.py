@@ -1,0 +1,55 @@
+"""Writing so that a reader sees the old thing or the new one, never a half. Loads without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from models.errors import InputError
+
+
+def sync(path: Path) -> None:
+    """Push a file's bytes, or a directory's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write indented JSON under a temporary name beside `file`, then rename."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    sync(temporary)
+    temporary.rename(file)
+    sync(file.parent)
+
+
+@contextmanager
+def new_directory(out: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A hidden sibling of `out` to fill; it becomes `out` if the block ends well and is removed if it does not.
+
+    With `replace`, an `out` that exists goes only when the new one is whole; without, it is an InputError.
+    """
+    if out.exists() and not replace:
+        raise InputError(f"{out}: exists already; name another directory or remove it")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file stands there; name another directory")
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            sync(file)
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

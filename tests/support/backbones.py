@@ -1,0 +1,135 @@
+"""Tiny random pretrained parts in Hugging Face format: what `model.vision.path` and `model.language.path` point at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SENTENCES = (
+    "What is in the picture? How many shapes are there? Which colour is the one on the left?",
+    "A red circle, a large blue square and two small green triangles above the yellow star.",
+    "user assistant system picture question answer yes no one two three four",
+)
+IMAGE_SIZE, PATCH_SIZE = 48, 12
+NUM_IMAGE_TOKENS = 16
+
+
+def make_clip(folder: Path, *, seed: int = 0) -> Path:
+    """A whole random CLIP (both towers), as it lies on the hub, with its preprocessor configuration."""
+    from transformers import CLIPConfig, CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**vision, "vocab_size": 64, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(seed)
+    config = CLIPConfig(
+        vision_config={**vision, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE},
+        text_config={**text, "pad_token_id": 1},
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def make_language(folder: Path, kind: str = "llama", *, tied: bool = False, seed: int = 0) -> Path:
+    """A random causal language model of two layers with a byte-level tokenizer that has ChatML's tokens."""
+    import transformers
+
+    tokenizer = make_tokenizer()
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": tied,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": 0.2,  # large enough that greedy answers differ from prompt to prompt
+    }
+    names = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    if kind == "qwen3":
+        shape["head_dim"] = 8
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{names[kind]}Config")(**shape)
+    getattr(transformers, f"{names[kind]}ForCausalLM")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer() -> Any:
+    """Byte-level BPE with the tokens of ChatML; no image token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(SENTENCES, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_recipe(folder: Path, shards: Path, **stages: dict[str, Any]) -> dict[str, Any]:
+    """A recipe (as a dict) over tiny parts in `folder` and the shard set `shards`: align, then LoRA from it."""
+    if not (folder / "vision").is_dir():
+        make_clip(folder / "vision")
+        make_language(folder / "language")
+    data = {
+        "sources": [{"path": str(shards)}],
+        "template": {"kind": "chatml"},
+        "max_length": 256,
+        "num_workers": 0,
+    }
+    common = {
+        "data": data,
+        "duration": {"unit": "steps", "count": 6},
+        "batch": {"global_rows": 4, "micro_rows": 2},
+        "engine": {"zero": "zero2", "precision": "fp32"},
+        "checkpoint": {"every_steps": 2, "keep": 10},
+    }
+    align = {**common, "tune": {"projector": {"kind": "full", "learning_rate": 1e-2}}}
+    lora = {
+        **common,
+        "init": "align",
+        "tune": {
+            "projector": {"kind": "full", "learning_rate": 1e-3},
+            "language": {"kind": "lora", "learning_rate": 1e-2, "rank": 4, "alpha": 8},
+        },
+    }
+    return {
+        "name": "tiny",
+        "run": str(folder / "run"),
+        "model": {
+            "vision": {"kind": "clip", "path": str(folder / "vision"), "feature_layer": -2},
+            "projector": {"kind": "mlp"},
+            "language": {"kind": "pretrained", "path": str(folder / "language")},
+        },
+        "stages": {"align": {**align, **stages.get("align", {})}, "lora": {**lora, **stages.get("lora", {})}},
+        "tracking": {"log_every_steps": 1},
+    }
+
+
+def write_recipe(file: Path, recipe: dict[str, Any]) -> Path:
+    """The recipe as a YAML file (JSON is YAML)."""
+    file.write_text(json.dumps(recipe, indent=1), encoding="utf-8")
+    return file

@@ -1,0 +1,201 @@
+"""The training part of a recipe: what a stage tunes, how far it runs, and how the engine is set up.
+
+Values only. What they do stands beside the same names in `trainer.tuning`, `trainer.schedule`, `trainer.objectives`
+and `trainer.engine`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from data_pipeline.config import DataConfig
+from models.spec import Config
+
+
+class Frozen(Config):
+    """The part stays as it was."""
+
+    kind: Literal["frozen"] = "frozen"
+
+
+class Full(Config):
+    """Every weight of the part learns, in fp32. Norms and biases have no weight decay."""
+
+    kind: Literal["full"] = "full"
+    learning_rate: PositiveFloat
+    weight_decay: float = 0.0
+
+
+class Lora(Config):
+    """Low-rank adapters (peft) on the linear layers named in `targets`, or on all but the output head."""
+
+    kind: Literal["lora"] = "lora"
+    learning_rate: PositiveFloat
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    targets: Literal["all_linear"] | tuple[str, ...] = "all_linear"
+    weight_decay: float = 0.0
+
+
+Tuning = Annotated[Frozen | Full, Field(discriminator="kind")]
+LanguageTuning = Annotated[Frozen | Full | Lora, Field(discriminator="kind")]
+
+
+class TuningPlan(Config):
+    """What learns, part by part."""
+
+    vision: Tuning = Frozen()
+    projector: Tuning = Frozen()
+    language: LanguageTuning = Frozen()
+
+
+class Duration(Config):
+    """How long a stage runs: `count` optimizer steps, samples, text and image tokens, or epochs."""
+
+    unit: Literal["steps", "samples", "tokens", "epochs"]
+    count: PositiveInt
+
+    @classmethod
+    def steps(cls, count: int) -> Duration:
+        """`count` optimizer steps."""
+        return cls(unit="steps", count=count)
+
+    @classmethod
+    def samples(cls, count: int) -> Duration:
+        """`count` samples."""
+        return cls(unit="samples", count=count)
+
+    @classmethod
+    def tokens(cls, count: int) -> Duration:
+        """`count` tokens, image tokens included, padding not."""
+        return cls(unit="tokens", count=count)
+
+    @classmethod
+    def epochs(cls, count: int) -> Duration:
+        """`count` passes over the data, each sample once a pass."""
+        return cls(unit="epochs", count=count)
+
+
+class Schedule(Config):
+    """The learning rate over a stage: a linear warmup over the first share `warmup`, then `kind` down to `floor`.
+
+    `warmup` is a share of the duration; `warmup_steps` gives it in optimizer steps instead. `floor` is a share of the peak.
+    """
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.03, ge=0.0, lt=1.0)
+    warmup_steps: int | None = Field(default=None, ge=0)
+    floor: float = Field(default=0.0, ge=0.0, le=1.0)
+
+
+class AdamW(Config):
+    """AdamW as in Loshchilov and Hutter 2019; learning rates and weight decay stand with the tuned parts."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: PositiveFloat = 1e-8
+    clip_norm: PositiveFloat | None = 1.0
+
+
+class BatchConfig(Config):
+    """`global_rows` rows make one optimizer step, over all ranks; a rank computes at most `micro_rows` at once."""
+
+    global_rows: PositiveInt
+    micro_rows: PositiveInt
+
+
+class EngineConfig(Config):
+    """`zero` names a file of ds_configs/ (without .json); `bf16` computes in bf16 over fp32 trainable weights."""
+
+    zero: Literal["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"] = "zero2"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    activation_checkpointing: bool = False
+
+
+class NextToken(Config):
+    """Predict each supervised token from what stands before it."""
+
+    kind: Literal["next_token"] = "next_token"
+
+
+class MultiToken(Config):
+    """Predict several future tokens: parallel heads (Gloeckle et al. 2024) or sequential modules (DeepSeek-V3)."""
+
+    kind: Literal["multi_token"] = "multi_token"
+    num_future_tokens: PositiveInt = 4
+    heads: Literal["parallel", "sequential"] = "parallel"
+
+
+class ImageText(Config):
+    """Bring pictures and their texts together: contrast (ITC), matching (ITM), captioning (ITG), as in BLIP-2."""
+
+    kind: Literal["image_text"] = "image_text"
+    losses: tuple[Literal["itc", "itm", "itg"], ...] = ("itc",)
+
+
+Objective = Annotated[NextToken | MultiToken | ImageText, Field(discriminator="kind")]
+
+
+class CheckpointConfig(Config):
+    """A checkpoint every `every_steps` optimizer steps and one at the end; the newest `keep` stay."""
+
+    every_steps: PositiveInt = 500
+    keep: PositiveInt = 2
+
+
+class EarlyStopping(Config):
+    """Stop when the validation loss has not fallen for `patience` validations."""
+
+    patience: PositiveInt
+
+
+class Validation(Config):
+    """Held-out data to take the loss of, every `every_steps` steps; `generate` pictures are captioned to look at."""
+
+    data: DataConfig
+    every_steps: PositiveInt
+    num_samples: PositiveInt = 500
+    generate: int = 0
+    early_stopping: EarlyStopping | None = None
+
+
+class WandbConfig(Config):
+    """Weights & Biases, beside the JSONL log that is always written."""
+
+    project: str
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"
+
+
+class TrackingConfig(Config):
+    """Where numbers go besides RUN/STAGE/metrics.jsonl."""
+
+    log_every_steps: PositiveInt = 10
+    wandb: WandbConfig | None = None
+    tensorboard: bool = False
+
+
+class StageConfig(Config):
+    """One stage: what it starts from, what learns on which data, for how long, on which engine."""
+
+    init: str | None = None
+    """The stage whose finished weights it starts from; none: the pretrained parts and a new projector."""
+    objective: Objective = NextToken()
+    tune: TuningPlan
+    data: DataConfig
+    duration: Duration
+    batch: BatchConfig
+    schedule: Schedule = Schedule()
+    optimizer: AdamW = AdamW()
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: Validation | None = None
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> StageConfig:
+        parts = (self.tune.vision, self.tune.projector, self.tune.language)
+        if all(isinstance(part, Frozen) for part in parts):
+            raise ValueError("tune: every part is frozen, so nothing would be learnt")
+        return self

@@ -1,0 +1,242 @@
+"""From a recipe and a stage's name to everything that the loop needs.
+
+    recipe --facts--> stream
+           --weights, init or resume--> model --tuning plan--> groups --objective--> TrainStep --> engine
+    RUN/recipe.json                          the recipe, resolved
+    RUN/STAGE/checkpoints/, metrics.jsonl, quarantine.jsonl, finished.json
+
+Starting from another stage (`load_given`, weights only) and resuming (`resume`, everything) are two functions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipeline.build import open_stream
+from data_pipeline.stream import RowStream, merge_states
+from models.build import Facts, build_vlm, read_facts
+from models.errors import InputError
+from models.files import write_json
+from models.source import digest_of, directory_of, read_json
+from models.spec import TextSpec
+from models.vlm import VLM
+from trainer.checkpoint import WEIGHT, CheckpointReader, newest, write_checkpoint
+from trainer.config import StageConfig
+from trainer.engine import Engine, start_distributed
+from trainer.objectives import build_objective
+from trainer.ranks import Ranks
+from trainer.recipe import Recipe
+from trainer.schedule import Consumed
+from trainer.step import TrainStep
+from trainer.streams import stream_seed
+from trainer.tuning import ParameterGroup, apply_plan
+
+FREE_ON_RESUME = {"engine", "checkpoint", "validation"}
+"""Fields of a stage that may change between a start and its resumption: they say how, not what."""
+
+
+def finished_checkpoint(run: Path, stage: str) -> Path | None:
+    """The last checkpoint of a stage that ran to its end, or None."""
+    if not (run / stage / "finished.json").is_file():
+        return None
+    return run / stage / "checkpoints" / str(read_json(run / stage, "finished.json")["checkpoint"])
+
+
+@dataclass
+class Stage:
+    """One stage of a run, ready to go on from `consumed`."""
+
+    recipe: Recipe
+    name: str
+    config: StageConfig
+    directory: Path
+    ranks: Ranks
+    device: torch.device
+    text: TextSpec
+    groups: list[ParameterGroup]
+    engine: Engine
+    stream: RowStream
+    given: dict[str, Tensor]
+    record: dict[str, Any]
+    """What every checkpoint of this stage says of itself besides the state of the run."""
+    consumed: Consumed
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches a step, the same on every rank; a rank with fewer rows fills up with empty ones."""
+        return micro_batches(self.config, self.ranks.world_size)
+
+    def save(self) -> Path:
+        """Write a checkpoint of the state after the last step."""
+        state = {
+            **self.record,
+            "consumed": asdict(self.consumed),
+            "num_updates": self.engine.num_updates,
+            "stream": merge_states(self.ranks.gather(self.stream.state_dict())),
+        }
+        return write_checkpoint(
+            self.directory / "checkpoints",
+            self.consumed.steps,
+            fragments=self.engine.fragments(),
+            given=self.given,
+            state=state,
+            ranks=self.ranks,
+        )
+
+    def close(self) -> None:
+        """End the data workers and leave the process group."""
+        self.stream.close()
+        self.engine.close()
+
+
+def micro_batches(config: StageConfig, world_size: int) -> int:
+    """How many micro-batches one rank computes for one step."""
+    rows_per_rank = math.ceil(config.batch.global_rows / world_size)
+    return math.ceil(rows_per_rank / config.batch.micro_rows)
+
+
+def open_stage(recipe: Recipe, name: str, ranks: Ranks) -> Stage:
+    """Build a stage; it goes on from its newest sound checkpoint where there is one, else starts from its `init`."""
+    config = recipe.stage(name)
+    if config.validation is not None:
+        raise InputError(f"stages.{name}.validation: not built yet; set stages.{name}.validation=null")
+    directory = Path(recipe.run) / name
+    given_from = _init_reader(recipe, config)
+    checkpoint, passed_over = newest(directory / "checkpoints")
+    if ranks.is_first:
+        for reason in passed_over:
+            print(f"passed over {reason}", flush=True)
+    reader = CheckpointReader(checkpoint) if checkpoint is not None else None
+    build_objective(config.objective)
+    facts = read_facts(recipe.model, config.data.max_length)
+    stream = _open_stream(recipe, name, facts, ranks, directory)
+    device = start_distributed(ranks)
+    record = _record(recipe, name, facts, ranks)
+    if ranks.is_first:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory.parent / "recipe.json", json.loads(recipe.model_dump_json()))
+    vlm, groups, given = _prepare_model(recipe, name, facts, given_from)
+    if reader is not None:
+        check_same(record, reader)
+        load_weights(vlm, reader)
+    step = TrainStep(vlm, build_objective(config.objective), config.engine.precision).to(device)
+    if config.engine.activation_checkpointing:
+        vlm.language.gradient_checkpointing_enable({"use_reentrant": False})
+    engine = Engine(
+        step,
+        groups,
+        config=config.engine,
+        optimizer=config.optimizer,
+        micro_rows=config.batch.micro_rows,
+        num_micro_batches=micro_batches(config, ranks.world_size),
+        ranks=ranks,
+    )
+    consumed = Consumed()
+    if reader is not None:
+        engine.load_moments(reader.read, int(reader.state["num_updates"]))
+        stream.load_state_dict(reader.state["stream"])
+        consumed = Consumed(**reader.state["consumed"])
+    return Stage(
+        recipe, name, config, directory, ranks, device, facts.text, groups, engine, stream, given, record, consumed
+    )
+
+
+def _open_stream(recipe: Recipe, name: str, facts: Facts, ranks: Ranks, directory: Path) -> RowStream:
+    config = recipe.stage(name)
+    return open_stream(
+        config.data,
+        tokenizer=facts.tokenizer,
+        image=facts.image,
+        text=facts.text,
+        seed=stream_seed(recipe.seed, name, "order"),
+        num_slots=config.batch.global_rows,
+        slots=ranks.share(config.batch.global_rows),
+        epochs=config.duration.count if config.duration.unit == "epochs" else None,
+        quarantine=directory / "quarantine.jsonl",
+    )
+
+
+def _init_reader(recipe: Recipe, config: StageConfig) -> CheckpointReader | None:
+    """The finished checkpoint of the stage that this one starts from."""
+    if config.init is None:
+        return None
+    checkpoint = finished_checkpoint(Path(recipe.run), config.init)
+    if checkpoint is None:
+        raise InputError(
+            f"{Path(recipe.run) / config.init}: no finished checkpoint to start from; run --stage {config.init} first"
+        )
+    return CheckpointReader(checkpoint)
+
+
+def _prepare_model(
+    recipe: Recipe, name: str, facts: Facts, given_from: CheckpointReader | None
+) -> tuple[VLM, list[ParameterGroup], dict[str, Tensor]]:
+    """The model with its tuning plan on it, and the weights it was given that do not learn here.
+
+    A projector that does not learn counts as given: it is in no pretrained base, so every checkpoint must hold it.
+    """
+    config = recipe.stage(name)
+    frozen_dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
+    vlm = build_vlm(recipe.model, facts, frozen_dtype=frozen_dtype, seed=stream_seed(recipe.seed, "projector"))
+    groups = apply_plan(vlm, config.tune, seed=stream_seed(recipe.seed, name, "adapters"))
+    loaded = load_weights(vlm, given_from) if given_from is not None else []
+    learning = {parameter_name for group in groups for parameter_name in group.names}
+    projector = [parameter for parameter, _ in vlm.named_parameters() if parameter.startswith("projector.")]
+    parameters = dict(vlm.named_parameters())
+    return vlm, groups, {key: parameters[key].data for key in {*loaded, *projector} - learning}
+
+
+def load_weights(vlm: VLM, reader: CheckpointReader) -> list[str]:
+    """Copy every weight of a checkpoint into the model, strictly; their names."""
+    parameters = dict(vlm.named_parameters())
+    for name in reader.names():
+        if name not in parameters:
+            hint = "; tune.language must be lora here too" if ".lora_" in name else ""
+            raise InputError(f"{reader.directory}: it holds {name}, which this stage's model does not have{hint}")
+        if tuple(parameters[name].shape) != reader.shape(name):
+            found, expected = reader.shape(name), tuple(parameters[name].shape)
+            raise InputError(f"{reader.directory}: {name} has shape {found}, this stage's model wants {expected}")
+        parameters[name].data.copy_(reader.weight(name))
+    return reader.names()
+
+
+def _record(recipe: Recipe, name: str, facts: Facts, ranks: Ranks) -> dict[str, Any]:
+    """What a checkpoint says of the stage; the base's digests are taken once, by the first rank."""
+    base = base_digests(recipe) if ranks.is_first else {}
+    return {
+        "stage": name,
+        "seed": recipe.seed,
+        "model": recipe.model.model_dump(mode="json"),
+        "config": recipe.stage(name).model_dump(mode="json"),
+        "base": ranks.gather(base)[0],
+        "image": facts.image.model_dump(mode="json"),
+        "weight_kind": WEIGHT,
+    }
+
+
+def base_digests(recipe: Recipe) -> dict[str, str]:
+    """The sha256 of the pretrained parts: a checkpoint without them is only half a model."""
+    paths = {"vision": getattr(recipe.model.vision, "path", ""), "language": getattr(recipe.model.language, "path", "")}
+    return {part: digest_of(directory_of(path)) for part, path in paths.items() if path}
+
+
+def check_same(record: dict[str, Any], reader: CheckpointReader) -> None:
+    """Raise InputError that lists the fields in which a run differs from the checkpoint it would go on from."""
+    differing = []
+    for field in ("seed", "model", "base"):
+        if record[field] != reader.state[field]:
+            differing.append(field)
+    before, now = reader.state["config"], record["config"]
+    differing += [f"{field}" for field in now if field not in FREE_ON_RESUME and now[field] != before.get(field)]
+    if differing:
+        raise InputError(
+            f"{reader.directory}: made with another {', '.join(differing)}; "
+            f"take those of {reader.directory.parents[2] / 'recipe.json'}, or start anew with run=ANOTHER_DIRECTORY"
+        )

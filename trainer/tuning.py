@@ -1,0 +1,82 @@
+"""What learns: a tuning plan put onto a model, as groups of parameters with their own learning rates.
+
+A weight that learns is in fp32, whatever the frozen ones are in; the engine computes in bf16 over it. So a trained
+weight is its own master copy, and what a checkpoint holds is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from models.vlm import VLM
+from trainer.config import Frozen, Full, Lora, TuningPlan
+
+ADAPTER = "default"
+"""The name that peft gives an adapter inside parameter names: `...q_proj.lora_A.default.weight`."""
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters of one part that share a peak learning rate and a weight decay."""
+
+    part: str
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    learning_rate: float
+    weight_decay: float
+
+
+def apply_plan(vlm: VLM, plan: TuningPlan, *, seed: int) -> list[ParameterGroup]:
+    """Freeze, unfreeze or adapt each part in place; the groups that the optimizer gets, biases and norms apart.
+
+    Adapters are drawn from `seed`: the same on every rank.
+    """
+    vlm.requires_grad_(False)
+    groups: list[ParameterGroup] = []
+    for part, tuning in (("vision", plan.vision), ("projector", plan.projector), ("language", plan.language)):
+        module = getattr(vlm, part)
+        if isinstance(tuning, Frozen):
+            continue
+        if isinstance(tuning, Lora):
+            add_adapters(module, tuning, seed)
+        else:
+            module.requires_grad_(True)
+        learning = [(f"{part}.{name}", value) for name, value in module.named_parameters() if value.requires_grad]
+        for _, value in learning:
+            value.data = value.data.to(torch.float32)
+        groups += _groups(part, learning, tuning)
+    return groups
+
+
+def add_adapters(language: nn.Module, tuning: Lora, seed: int) -> None:
+    """Put fresh LoRA adapters (B = 0) on the language model's linear layers; its own weights stay frozen."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules="all-linear" if tuning.targets == "all_linear" else list(tuning.targets),
+        exclude_modules=["lm_head"],
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, language, adapter_name=ADAPTER)
+
+
+def _groups(part: str, learning: list[tuple[str, nn.Parameter]], tuning: Full | Lora) -> list[ParameterGroup]:
+    """Matrices with the part's weight decay, then vectors (norms, biases) without."""
+    groups = []
+    for decay, members in (
+        (tuning.weight_decay, [pair for pair in learning if pair[1].ndim > 1]),
+        (0.0, [pair for pair in learning if pair[1].ndim <= 1]),
+    ):
+        if members:
+            names, parameters = zip(*members, strict=True)
+            groups.append(ParameterGroup(part, names, parameters, tuning.learning_rate, decay))
+    return groups
