@@ -10,7 +10,7 @@ document frequencies come from the evaluated references, so one image scores exa
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor import meteor as coco_meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
-from eval.caption_text import Captions, JavaError, Tokenizer, java_path, tokenize
+from eval.caption_text import Captions, JavaError, Tokenizer, last_line, start_java, stop, tokenize
 from models.errors import InputError
 
 METEOR_TIMEOUT_S = 600.0
@@ -110,18 +110,17 @@ class _Meteor(coco_meteor.Meteor):
 
     def __init__(self, errors: IO[bytes]) -> None:
         jar = Path(coco_meteor.__file__).with_name(coco_meteor.METEOR_JAR)
-        command = [java_path(), "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Xmx2G", "-jar", str(jar)]
-        command += ["-", "-", "-stdio", "-l", "en", "-norm"]
+        arguments = ["-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
         self.lock: Any = threading.Lock()
-        self.meteor_p = subprocess.Popen(
-            command, cwd=jar.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-        )
+        self.meteor_p = start_java(arguments, errors)
 
     def close(self) -> None:
         """End the process. A failed `compute_score` leaves its lock taken, on which the base would wait."""
-        self.lock = threading.Lock()
-        self.meteor_p.kill()
-        self.meteor_p.wait()
+        stop(self.meteor_p)
+        for pipe in (self.meteor_p.stdin, self.meteor_p.stdout):
+            with contextlib.suppress(OSError):  # closing flushes to a reader that is gone
+                if pipe is not None:
+                    pipe.close()
 
     def __del__(self) -> None:
         """Nothing: `close` did it."""
@@ -134,26 +133,20 @@ def meteor_score(gts: Captions, res: Captions, *, timeout_s: float = METEOR_TIME
         JavaError: Java is missing or fails, or gave no answer within `timeout_s`.
     """
     with tempfile.TemporaryFile() as errors:
-        try:
-            scorer = _Meteor(errors)
-        except OSError as error:
-            raise JavaError(f"Java could not be started ({error.strerror})") from None
+        scorer = _Meteor(errors)
         timed_out = threading.Event()
 
         def give_up() -> None:
             timed_out.set()
-            scorer.meteor_p.kill()
+            stop(scorer.meteor_p)
 
         timer = threading.Timer(timeout_s, give_up)
         timer.start()
         try:
             corpus_score, _ = scorer.compute_score(gts, res)
-        except (OSError, ValueError) as error:
-            if timed_out.is_set():
-                raise JavaError(f"METEOR gave no answer in {timeout_s:g} s") from None
-            errors.seek(0)
-            last_line = (errors.read().decode(errors="replace").strip().splitlines() or [str(error)])[-1]
-            raise JavaError(f"METEOR failed: {last_line}") from None
+        except (OSError, ValueError):
+            reason = f"gave no answer in {timeout_s:g} s" if timed_out.is_set() else f"failed: {last_line(errors)}"
+            raise JavaError(f"METEOR {reason}") from None
         finally:
             timer.cancel()
             scorer.close()

@@ -11,13 +11,17 @@ none. Does not own metrics. Scores from the two are NOT comparable, so every res
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
+import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 Tokenizer = Literal["ptb", "plain"]
 Captions = dict[str, list[str]]
@@ -82,9 +86,8 @@ def ptb_tokenize(sentences: Sequence[str], timeout_s: float = PTB_TIMEOUT_S) -> 
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
-    command = [java_path(), "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-cp", str(jar)]
-    command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    output = _run_java(command, "\n".join(sentences) + "\n", timeout_s)
+    arguments = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    output = _run_java(arguments, "\n".join(sentences) + "\n", timeout_s)
     lines = output.removesuffix("\n").split("\n")
     if len(lines) != len(sentences):
         raise JavaError(f"the PTB tokenizer gave {len(lines)} lines for {len(sentences)} captions")
@@ -92,17 +95,49 @@ def ptb_tokenize(sentences: Sequence[str], timeout_s: float = PTB_TIMEOUT_S) -> 
     return [" ".join(word for word in line.split() if word not in dropped) for line in lines]
 
 
-def _run_java(command: Sequence[str], text: str, timeout_s: float) -> str:
+def start_java(arguments: Sequence[str], errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start Java with pipes for input and output, UTF-8 in any locale, its error output in the file `errors`.
+
+    It gets a process group of its own, for `stop`: `java` is often a script that starts another program.
+
+    Raises:
+        JavaError: there is no Java, or it can't be started.
+    """
+    command = [java_path(), "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", *arguments]
+    pipe = subprocess.PIPE
     try:
-        done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        raise JavaError(f"the PTB tokenizer gave no answer in {timeout_s:g} s") from None
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, start_new_session=True)
     except OSError as error:
         raise JavaError(f"Java could not be started ({error.strerror})") from None
-    if done.returncode != 0:
-        last_line = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-        raise JavaError(f"Java failed with exit code {done.returncode}: {last_line}")
-    return done.stdout.decode()
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process of `start_java` and what it started; nothing where it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def last_line(errors: IO[bytes]) -> str:
+    """The last line of an error output, which may be long."""
+    size = errors.seek(0, os.SEEK_END)
+    errors.seek(max(0, size - 4096))
+    return (errors.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+
+
+def _run_java(arguments: Sequence[str], text: str, timeout_s: float) -> str:
+    """What Java writes when it is given `text`."""
+    with tempfile.TemporaryFile() as errors:
+        process = start_java(arguments, errors)
+        try:
+            output, _ = process.communicate(text.encode(), timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise JavaError(f"the PTB tokenizer gave no answer in {timeout_s:g} s") from None
+        finally:
+            stop(process)
+        if process.returncode != 0:
+            raise JavaError(f"Java failed with exit code {process.returncode}: {last_line(errors)}")
+    return output.decode()
 
 
 def _one_line(caption: str) -> str:

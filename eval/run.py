@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _DATA_OPTIONS = ("captions", "questions", "annotations", "images", "prompt", "prompt_suffix")
 _TASK_OPTIONS = (*_DATA_OPTIONS, "normalisation", "max_new_tokens", "shuffle_pictures", "meteor", "limit", "seed")
 
+_COMPLAINTS = {"extra_forbidden": "this task has no such option", "missing": "is needed"}
+
 _EPILOG = """\
 tasks:
   vqa         --questions Q.json --annotations A.json --images DIR [--prompt-suffix TEXT] [--normalisation evalai]
@@ -116,10 +118,14 @@ def _config(where: str, values: Any) -> TaskConfig:
     try:
         return adapter.validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        complaints = [
-            f"{'.'.join(str(part) for part in each['loc'][1:]) or 'task'}: {each['msg']}" for each in error.errors()
-        ]
+        complaints = [_complaint(each["loc"], each["type"], each["msg"]) for each in error.errors()]
         raise InputError(f"{where}: {'; '.join(complaints)}") from None
+
+
+def _complaint(place: tuple[int | str, ...], kind: str, message: str) -> str:
+    """One of pydantic's errors; the first part of its place is the task's kind."""
+    key = ".".join(str(part) for part in place[1:]) or "task"
+    return f"{key}: {_COMPLAINTS.get(kind, message)}"
 
 
 def _single_config(arguments: argparse.Namespace) -> TaskConfig:

@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from models.errors import InputError
@@ -103,11 +104,13 @@ def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=2**16)
 def normalise_official(text: str) -> str:
     """What vqaEval.py makes of one answer where the human answers are not unanimous."""
     return _unify_words(_remove_punctuation(_one_line(text)))
 
 
+@lru_cache(maxsize=2**16)
 def normalise_evalai(text: str) -> str:
     """What mmf's EvalAIAnswerProcessor makes of one answer."""
     words = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
