@@ -145,6 +145,8 @@ def check_turns(turns: tuple[Turn, ...], num_pictures: int) -> None:
     expected: list[Role] = ["user", "assistant"] * (len(spoken) // 2)
     if not spoken or spoken != expected:
         raise RecordError(f"turns must alternate user, assistant; found {', '.join(roles[:6])}")
+    if not any(turn.text.strip() for turn in turns if turn.role == "assistant"):
+        raise RecordError("nothing to learn: the answers are empty")
     num_tags = sum(turn.text.count(IMAGE_TOKEN) for turn in turns if turn.role == "user")
     if num_tags != num_pictures:
         raise RecordError(f"{num_pictures} pictures but {num_tags} {IMAGE_TOKEN} tags in the user's turns")

@@ -27,6 +27,9 @@ STATE_VERSION = 1
 MIN_DRAWS_TO_JUDGE = 200
 """The share of bad samples is judged against at least so many draws, so that an unlucky start stops nothing."""
 
+MIN_DRAWS_IN_VAIN = 1000
+"""So many draws of an endless slot in a row without a usable sample (at least an epoch of it) stop the run."""
+
 
 @dataclass(slots=True)
 class _Slot:
@@ -184,10 +187,10 @@ class RowStream:
                 slot.num_in_vain = 0
                 return sample
             self._pass_over(slot, sample)
-            if slot.num_in_vain >= max(self._plan.slot_length(number), 1):
+            if slot.end is None and slot.num_in_vain >= max(self._plan.slot_length(number), MIN_DRAWS_IN_VAIN):
                 raise InputError(
-                    f"no usable sample in a whole epoch of slot {number}; the last: {sample.shard} {sample.key}:"
-                    f" {sample.reason}"
+                    f"{slot.num_in_vain} draws of slot {number} without a usable sample; the last:"
+                    f" {sample.shard} {sample.key}: {sample.reason}"
                 )
         return None
 

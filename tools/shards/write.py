@@ -68,6 +68,8 @@ def _prepare(work: Path, digest: str) -> None:
     if work.exists() and not (mark.is_file() and mark.read_text() == digest):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
+    for unfinished in work.glob("*.tmp"):
+        unfinished.unlink()
     mark.write_text(digest)
 
 

@@ -1,0 +1,38 @@
+"""Targets are the next token of the same sample, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_pipeline.batch import collate
+from data_pipeline.sample import Draw, Encoded
+from models.spec import IGNORE_INDEX, TextSpec
+
+TEXT = TextSpec(max_length=64, image_token_id=90, pad_token_id=0, vocab_size=100)
+
+
+def sample(key: str, ids: list[int], num_masked: int, num_tiles: int = 0) -> Encoded:
+    labels = [IGNORE_INDEX] * num_masked + ids[num_masked:]
+    tiles = np.full((num_tiles, 2, 2, 3), ids[0], dtype=np.uint8)
+    return Encoded(Draw(0, 0), "s.tar", key, np.array(ids, np.int32), np.array(labels, np.int32), tiles)
+
+
+def test_packed_rows_keep_samples_apart() -> None:
+    a, b, c = sample("a", [1, 2, 3], 1, 1), sample("b", [4, 5, 0, 6], 0, 2), sample("c", [7, 8], 1)
+    batch = collate([(a, b), (c,), ()], TEXT)
+    ignore = IGNORE_INDEX
+    assert batch.input_ids_BL.tolist() == [[1, 2, 3, 4, 5, 0, 6], [7, 8, 0, 0, 0, 0, 0], [0] * 7]
+    assert batch.targets_BL.tolist()[0] == [2, 3, ignore, 5, 0, 6, ignore]
+    assert batch.targets_BL.tolist()[1] == [8, *[ignore] * 6]
+    assert batch.position_ids_BL.tolist()[0] == [0, 1, 2, 0, 1, 2, 3]
+    assert batch.segment_ids_BL.tolist() == [[1, 1, 1, 2, 2, 2, 2], [1, 1, 0, 0, 0, 0, 0], [0] * 7]
+    assert batch.tiles_TSSC[:, 0, 0, 0].tolist() == [1, 4, 4]
+    assert batch.keys == (("a", "b"), ("c",), ())
+    assert (batch.num_targets, batch.num_tokens, batch.num_samples) == (6, 9, 3)
+    assert batch.num_targets == a.num_targets + b.num_targets + c.num_targets
+
+
+def test_a_micro_batch_of_slots_that_ran_out_is_one_position_of_padding() -> None:
+    batch = collate([(), ()], TEXT)
+    assert batch.input_ids_BL.tolist() == [[0], [0]]
+    assert (batch.num_targets, batch.num_tokens, batch.num_samples, len(batch.tiles_TSSC)) == (0, 0, 0, 0)

@@ -1,0 +1,143 @@
+"""Pictures come out as stock image processors make them, and every kind of file comes out upright and RGB."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from data_pipeline.images import MAX_PIXELS, PictureError, fit, open_picture
+from models.spec import CropImage, ImageSpec, PadImage
+from tests.support.paths import data, needs_data
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIZES = [(20, 20), (37, 24), (24, 37), (101, 33), (500, 31), (8, 8), (640, 480), (335, 336)]
+
+
+def spec(rule: CropImage | PadImage, size: int = 32) -> ImageSpec:
+    return ImageSpec(size=size, patch_size=8, fit=rule, mean=MEAN, std=STD)
+
+
+def stock(rule: CropImage | PadImage, size: int) -> CLIPImageProcessorPil | LlavaImageProcessorPil:
+    values = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    values |= {"image_mean": list(MEAN), "image_std": list(STD)}
+    if isinstance(rule, CropImage):
+        return CLIPImageProcessorPil(**values)
+    return LlavaImageProcessorPil(**values, do_pad=True)
+
+
+def assert_equal_to_stock(picture: Image.Image, rule: CropImage | PadImage, size: int) -> None:
+    ours = fit(picture, spec(rule, size))
+    assert ours.shape == (size, size, 3)
+    raw = stock(rule, size)(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+    assert np.array_equal(raw.transpose(1, 2, 0), ours)
+    theirs = stock(rule, size)(picture, return_tensors="np")["pixel_values"][0]
+    normalised = (ours / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    # two roundings of a float32 of magnitude up to 2.7
+    np.testing.assert_allclose(normalised.transpose(2, 0, 1), theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("rule", [CropImage(), PadImage()], ids=["crop", "pad"])
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_the_stock_processor(rule: CropImage | PadImage, size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    assert_equal_to_stock(Image.fromarray(pixels), rule, 32)
+
+
+@needs_data
+@pytest.mark.parametrize("rule", [CropImage(), PadImage()], ids=["crop", "pad"])
+def test_equals_the_stock_processor_on_photos(rule: CropImage | PadImage) -> None:
+    paths = sorted(data("dali_photos").rglob("*.jp*g"))[:20]
+    assert paths
+    for path in paths:
+        assert_equal_to_stock(open_picture(path), rule, 336)
+
+
+def encoded(picture: Image.Image, file_format: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, file_format, **options)
+    return stream.getvalue()
+
+
+def test_alpha_is_laid_over_white() -> None:
+    half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
+    assert open_picture(encoded(half, "PNG")).getpixel((0, 0)) == (127, 127, 127)
+    clear = Image.new("P", (4, 4), 0)
+    assert open_picture(encoded(clear, "PNG", transparency=0)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_keeps_its_upper_bits() -> None:
+    deep = Image.fromarray(np.full((4, 4), 0x80FF, dtype=np.uint16))
+    assert open_picture(encoded(deep, "PNG")).getpixel((0, 0)) == (128, 128, 128)
+    assert open_picture(encoded(deep, "TIFF")).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_floating_point_is_read_as_zero_to_one() -> None:
+    values = Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32))
+    assert open_picture(encoded(values, "TIFF")).getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_cmyk_and_grey_become_rgb() -> None:
+    for mode in ("CMYK", "L"):
+        picture = open_picture(encoded(Image.new(mode, (4, 4)), "JPEG"))
+        assert picture.mode == "RGB"
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert open_picture(animation).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_orientation_is_applied() -> None:
+    picture = Image.new("RGB", (8, 4), "white")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert open_picture(encoded(picture, "JPEG", exif=exif)).size == (4, 8)
+
+
+@needs_data
+def test_all_orientations_of_a_photo_are_the_same_picture() -> None:
+    folder = data("bad_inputs", "exif_orientation")
+    upright = np.asarray(open_picture(folder / "Portrait_1.jpg").resize((45, 60))).astype(int)
+    for number in range(2, 9):
+        turned = np.asarray(open_picture(folder / f"Portrait_{number}.jpg").resize((45, 60))).astype(int)
+        assert np.abs(turned - upright).mean() < 12  # each file was compressed on its own
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    bomb = encoded(Image.new("1", (30_000, 30_000)), "PNG")
+    assert len(bomb) < 1_000_000
+    with pytest.raises(PictureError, match=r"30000 x 30000|bomb"):
+        open_picture(bomb)
+
+
+def test_a_thread_is_refused() -> None:
+    thread = Image.new("RGB", (MAX_PIXELS // 100, 1))
+    for rule in (CropImage(), PadImage()):
+        with pytest.raises(PictureError, match="long and thin"):
+            fit(thread, spec(rule, 336))
+
+
+@needs_data
+def test_every_hostile_file_is_read_or_refused_with_a_reason() -> None:
+    folder = data("bad_inputs")
+    read, reasons = 0, list[str]()
+    for entry in json.loads((folder / "index.json").read_text()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                picture = open_picture(folder / entry["file"])
+            except PictureError as error:
+                reasons.append(str(error))
+                continue
+        assert picture.mode == "RGB"
+        read += 1
+    assert read > 90
+    assert all("\n" not in reason for reason in reasons)

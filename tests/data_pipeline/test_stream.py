@@ -1,0 +1,236 @@
+"""The global batch is the same on any number of ranks and workers, and nothing is lost or seen twice by stopping."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.build import open_stream
+from data_pipeline.config import ChatmlTemplate, DataConfig, PadPacking, RowPacking, SourceConfig
+from data_pipeline.index_build import build_index
+from data_pipeline.sample import Row
+from data_pipeline.stream import RowStream, merge_states
+from models.errors import InputError
+from tests.support.shards import IMAGE, caption_sample, picture_bytes, text_spec, tiny_tokenizer, write_set, write_tar
+
+TOKENIZER = tiny_tokenizer()
+SIZES = [7, 1, 13]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sets") / "set"
+    write_set(path, SIZES)
+    return path
+
+
+def config(*folders: Path, **values: Any) -> DataConfig:
+    sources = tuple(SourceConfig(path=str(folder)) for folder in folders)
+    settled = {"template": ChatmlTemplate(), "max_length": 256, "num_workers": 0, "shuffle_window": 4}
+    return DataConfig(sources=sources, **(settled | values))
+
+
+def open_rank(
+    data: DataConfig, rank: int = 0, world: int = 1, *, num_slots: int = 8, epochs: int | None = 1, **values: Any
+) -> RowStream:
+    each = num_slots // world
+    arguments: dict[str, Any] = {"seed": 3, "quarantine": None} | values
+    return open_stream(
+        data,
+        tokenizer=TOKENIZER,
+        image=IMAGE,
+        text=text_spec(TOKENIZER),
+        num_slots=num_slots,
+        slots=range(rank * each, (rank + 1) * each),
+        epochs=epochs,
+        **arguments,
+    )
+
+
+def keys(rows: list[Row]) -> list[tuple[str, ...]]:
+    return [tuple(sample.key for sample in row) for row in rows]
+
+
+def global_batches(streams: list[RowStream]) -> Iterator[list[tuple[str, ...]]]:
+    """The global batches of all ranks together, until every rank has run out."""
+    while not all(stream.exhausted for stream in streams):
+        yield [row for stream in streams for row in keys(stream.next_rows())]
+
+
+def all_batches(data: DataConfig, world: int, **values: Any) -> list[list[tuple[str, ...]]]:
+    streams = [open_rank(data, rank, world, **values) for rank in range(world)]
+    found = list(global_batches(streams))
+    for stream in streams:
+        stream.close()
+    return found
+
+
+PACKINGS = [PadPacking(), RowPacking(row_tokens=400, lookahead=3)]
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=["pad", "pack"])
+def test_the_global_batch_is_the_same_on_1_2_4_and_8_ranks(folder: Path, packing: Any) -> None:
+    data = config(folder, packing=packing)
+    alone = all_batches(data, 1)
+    assert Counter(key for batch in alone for row in batch for key in row) == {f"{n:06d}": 1 for n in range(21)}
+    for world in (2, 4, 8):
+        assert all_batches(data, world) == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", PACKINGS, ids=["pad", "pack"])
+def test_workers_change_nothing(folder: Path, packing: Any) -> None:
+    alone = all_batches(config(folder, packing=packing), 1)
+    for num_workers in (1, 3):
+        assert all_batches(config(folder, packing=packing, num_workers=num_workers), 1) == alone
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    stops=st.lists(st.tuples(st.integers(0, 3), st.sampled_from([1, 2, 4, 8])), min_size=1, max_size=6),
+    pack=st.booleans(),
+    epochs=st.integers(1, 2),
+)
+def test_stopped_anywhere_and_resumed_on_any_number_of_ranks(
+    folder: Path, stops: list[tuple[int, int]], pack: bool, epochs: int
+) -> None:
+    data = config(folder, packing=PACKINGS[pack])
+    expected = all_batches(data, 1, epochs=epochs)
+    found: list[list[tuple[str, ...]]] = []
+    state: dict[str, Any] | None = None
+    for num_steps, world in [*stops, (10**6, 2)]:
+        streams = [open_rank(data, rank, world, epochs=epochs) for rank in range(world)]
+        if state is not None:
+            for stream in streams:
+                stream.load_state_dict(state)
+        batches = global_batches(streams)
+        found += [batch for _, batch in zip(range(num_steps), batches, strict=False)]
+        state = json.loads(json.dumps(merge_states(stream.state_dict() for stream in streams)))
+    assert found == expected
+    assert set(Counter(key for batch in found for row in batch for key in row).values()) == {epochs}
+
+
+@settings(deadline=None, max_examples=15)
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3), num_slots=st.sampled_from([2, 4, 16]))
+def test_fewer_samples_than_slots(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], num_slots: int) -> None:
+    path = tmp_path_factory.mktemp("small")
+    write_set(path, sizes, picture=False)
+    batches = all_batches(config(path), 2, num_slots=num_slots)
+    assert sorted(key for batch in batches for row in batch for key in row) == [f"{n:06d}" for n in range(sum(sizes))]
+    assert all(len(batch) == num_slots for batch in batches)
+
+
+def test_two_sources_without_weights_are_one_epoch(folder: Path, tmp_path: Path) -> None:
+    write_set(tmp_path / "other", [5], picture=False)
+    batches = all_batches(config(folder, tmp_path / "other"), 2)
+    counts = Counter(key for batch in batches for row in batch for key in row)
+    assert sum(counts.values()) == 26
+
+
+def test_weighted_sources_go_on_for_ever(folder: Path, tmp_path: Path) -> None:
+    write_set(tmp_path / "other", [9])
+    sources = (SourceConfig(path=str(folder), weight=3), SourceConfig(path=str(tmp_path / "other"), weight=1))
+    data = config(folder).model_copy(update={"sources": sources})
+    stream = open_rank(data, epochs=None)
+    for _ in range(5):
+        assert all(len(row) == 1 for row in stream.next_rows())
+    assert not stream.exhausted
+
+
+def broken_set(folder: Path, num_good: int, bad: dict[str, dict[str, bytes]]) -> Path:
+    folder.mkdir()
+    good = [(f"good{n:03d}", caption_sample(n)) for n in range(num_good)]
+    write_tar(folder / "a.tar", [*good, *bad.items()])
+    build_index(folder)
+    return folder
+
+
+BAD = {
+    "cut": {"png": picture_bytes()[:200], "txt": b"a"},
+    "mute": {"png": picture_bytes()},
+    "shape": {"png": picture_bytes(), "json": b"[1, 2]"},
+    "empty": {"png": picture_bytes(), "txt": b""},
+    "tagless": {"png": picture_bytes(), "json": b'{"conversations": [{"from": "human", "value": "a"}]}'},
+    "latin": {"txt": b"\xff\xfe\xff"},
+    "no-picture": {"png": b"not a picture", "txt": b"a"},
+    "pickle": {"pyd": b"cos\nsystem\n(S'touch /tmp/owned'\ntR.", "txt": b"text only"},
+}
+
+
+def test_bad_samples_are_named_counted_and_replaced(tmp_path: Path) -> None:
+    path = broken_set(tmp_path / "set", 30, BAD)
+    quarantine = tmp_path / "quarantine.jsonl"
+    stream = open_rank(config(path), num_slots=2, quarantine=quarantine)
+    batches = list(global_batches([stream]))
+    seen = [key for batch in batches for row in batch for key in row]
+    assert sorted(seen) == sorted([f"good{n:03d}" for n in range(30)] + ["pickle"])
+    lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
+    assert {line["key"] for line in lines} == set(BAD) - {"pickle"}
+    assert all(line["shard"] == "a.tar" and line["reason"] for line in lines)
+    assert stream.num_bad == len(lines) == 7
+
+
+def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
+    path = broken_set(tmp_path / "set", 4, {f"bad{n}": BAD["cut"] for n in range(12)})
+    with pytest.raises(InputError, match=r"cannot be used, more than 5%"):
+        list(global_batches([open_rank(config(path), num_slots=2, epochs=8)]))
+
+
+def test_a_slot_without_a_usable_sample_stops_the_run(tmp_path: Path) -> None:
+    path = broken_set(tmp_path / "set", 0, {f"bad{n}": BAD["cut"] for n in range(3)})
+    with pytest.raises(InputError, match="without a usable sample"):
+        open_rank(config(path, bad_share_limit=1.0), num_slots=1, epochs=None).next_rows()
+
+
+def test_too_long_is_skipped_and_counted_or_an_error(folder: Path, tmp_path: Path) -> None:
+    write_set(tmp_path / "long", [3], words=80)
+    data = config(folder, tmp_path / "long")
+    stream = open_rank(data)
+    seen = [key for batch in global_batches([stream]) for row in batch for key in row]
+    assert (len(seen), stream.num_too_long, stream.num_bad) == (21, 3, 0)
+    with pytest.raises(InputError, match="more than max_length 256"):
+        list(global_batches([open_rank(data.model_copy(update={"too_long": "error"}))]))
+
+
+def test_a_state_of_another_run_is_refused(folder: Path, tmp_path: Path) -> None:
+    write_set(tmp_path / "other", [3])
+    state = open_rank(config(folder)).state_dict()
+    with pytest.raises(InputError, match="fingerprint"):
+        open_rank(config(tmp_path / "other")).load_state_dict(state)
+    with pytest.raises(InputError, match="seed"):
+        open_rank(config(folder), seed=4).load_state_dict(state)
+    with pytest.raises(InputError, match="num_slots"):
+        open_rank(config(folder), num_slots=4).load_state_dict(state)
+    with pytest.raises(InputError, match="version 9"):
+        open_rank(config(folder)).load_state_dict(state | {"version": 9})
+    with pytest.raises(InputError, match="lacks slot 4"):
+        open_rank(config(folder), 1, 2).load_state_dict(open_rank(config(folder), 0, 2).state_dict())
+
+
+def test_lengths_and_weights_that_do_not_fit(folder: Path) -> None:
+    with pytest.raises(InputError, match="language model takes 512"):
+        open_rank(config(folder, max_length=600))
+    with pytest.raises(InputError, match="row_tokens"):
+        open_rank(config(folder, packing=RowPacking(row_tokens=100)))
+    sources = (SourceConfig(path=str(folder), weight=3), SourceConfig(path=str(folder)))
+    with pytest.raises(InputError, match="weight"):
+        open_rank(config(folder).model_copy(update={"sources": sources}))
+
+
+def test_a_recipe_spells_it_in_plain_yaml() -> None:
+    loaded = DataConfig.model_validate(
+        {
+            "sources": [{"path": "a", "weight": 2}, {"path": "b", "weight": 0.5}],
+            "template": {"kind": "chatml"},
+            "packing": {"kind": "pack", "row_tokens": 4096},
+            "max_length": 2048,
+        }
+    )
+    assert DataConfig.model_validate_json(loaded.model_dump_json()) == loaded

@@ -1,0 +1,204 @@
+"""Raw data becomes shards that stock webdataset opens; bad input is one line and leaves nothing behind."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webdataset as wds
+
+from data_pipeline.index import ShardIndex
+from data_pipeline.record import read_record
+from models.errors import run_cli
+from models.spec import IMAGE_TOKEN
+from tests.support.shards import picture_bytes, write_set
+from tools.shards.__main__ import main
+from tools.shards.raw import read_captions
+from tools.shards.write import write_set as write_shards
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"p{number}.png").write_bytes(picture_bytes(number))
+    return folder
+
+
+def shards(*arguments: object) -> int:
+    return run_cli(main, [*(str(argument) for argument in arguments), "--quiet", "--jobs", "1"])
+
+
+def llava_file(path: Path, records: Any) -> Path:
+    path.write_text(json.dumps(records))
+    return path
+
+
+def conversation(question: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": "It is noise."}]
+
+
+def test_llava_json_with_one_several_and_no_pictures(tmp_path: Path, photos: Path) -> None:
+    records = [
+        {"id": "a/1", "image": "p0.png", "conversations": conversation(f"What?\n{IMAGE_TOKEN}")},
+        {"id": "a/1", "image": ["p1.png", "p2.png"], "conversations": conversation(f"{IMAGE_TOKEN} or {IMAGE_TOKEN}?")},
+        {"id": 3, "conversations": conversation("Hello?")},
+    ]
+    out = tmp_path / "set"
+    source = llava_file(tmp_path / "a.json", records)
+    assert shards("make", out, "--llava", source, "--images", photos, "--samples-per-shard", 2) == 0
+    index = ShardIndex(out)
+    assert index.shard_sizes == [2, 1]
+    found = [read_record(index.read(sample)) for sample in range(3)]
+    assert found[0].turns[0].text == f"{IMAGE_TOKEN}\nWhat?"
+    assert found[1].pictures == (picture_bytes(1), picture_bytes(2))
+    assert found[2].pictures == ()
+    stock = list(wds.WebDataset([str(out / name) for name in index.shard_names], shardshuffle=False))
+    assert [sample["__key__"] for sample in stock] == ["000000000", "000000001", "000000002"]
+    assert stock[1]["1.png"] == picture_bytes(2)
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "csv"])
+def test_captions_from_every_kind_of_table(tmp_path: Path, photos: Path, ending: str) -> None:
+    rows = [{"file_name": f"p{n}.png", "caption": f'A "quoted", long\ncaption {n}'} for n in range(5)]
+    path = tmp_path / f"captions.{ending}"
+    if ending == "csv":
+        stream = io.StringIO(newline="")
+        writer = csv.DictWriter(stream, ["file_name", "caption"])
+        writer.writeheader()
+        writer.writerows(rows)
+        path.write_text(stream.getvalue(), newline="")
+    else:
+        path.write_text(json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows)))
+    assert shards("make", tmp_path / "set", "--captions", path, "--images", photos) == 0
+    index = ShardIndex(tmp_path / "set")
+    assert [index.read(n)["txt"].decode() for n in range(5)] == [row["caption"] for row in rows]
+
+
+def test_a_folder_with_a_prompt(tmp_path: Path, photos: Path) -> None:
+    for path in list(photos.iterdir()):
+        path.with_suffix(".txt").write_text(f"caption of {path.stem}\n")
+    assert shards("make", tmp_path / "set", "--folder", photos, "--prompt", "Describe it.") == 0
+    record = read_record(ShardIndex(tmp_path / "set").read(3))
+    assert record.turns[0].text == f"{IMAGE_TOKEN}\nDescribe it."
+    assert record.turns[1].text == "caption of p3"
+
+
+@pytest.mark.slow
+def test_equal_input_gives_equal_bytes_for_any_number_of_processes(tmp_path: Path, photos: Path) -> None:
+    source = llava_file(tmp_path / "a.json", [{"file_name": f"p{n}.png", "caption": "a"} for n in range(5)])
+    for jobs in (1, 2):
+        samples = read_captions(source, photos, "")
+        write_shards(tmp_path / f"set{jobs}", samples, 2, jobs=jobs)
+    one, two = (ShardIndex(tmp_path / f"set{jobs}") for jobs in (1, 2))
+    assert one.fingerprint == two.fingerprint
+    for name in one.shard_names:
+        assert (tmp_path / "set1" / name).read_bytes() == (tmp_path / "set2" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, photos: Path) -> None:
+    records = [{"file_name": f"p{n % 5}.png", "caption": f"{n}"} for n in range(3000)]
+    source = llava_file(tmp_path / "a.json", records)
+    command = ["make", str(tmp_path / "set"), "--captions", str(source), "--images", str(photos)]
+    command += ["--samples-per-shard", "30", "--jobs", "1", "--quiet"]
+    process = subprocess.Popen([sys.executable, "-m", "tools.shards", *command])
+    work = tmp_path / ".set.making"
+    deadline = time.monotonic() + 60
+    while not list(work.glob("*.tar")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in work.glob("*.tar")}
+    assert kept
+    assert not (tmp_path / "set").exists()
+    assert main(command) == 0
+    assert all((tmp_path / "set" / name).stat().st_mtime_ns == written for name, written in kept.items())
+    assert len(ShardIndex(tmp_path / "set")) == 3000
+    assert sorted(path.name for path in (tmp_path / "set").iterdir() if path.suffix != ".tar") == ["index"]
+
+
+def bad_inputs(tmp_path: Path, photos: Path) -> dict[str, tuple[list[object], str]]:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank.json").write_text("")
+    (photos / "fake.png").write_bytes(b"not a picture")
+    images = ["--images", photos]
+    good = {"image": "p0.png", "conversations": conversation(f"{IMAGE_TOKEN}\nWhat?")}
+
+    def llava(name: str, content: Any) -> list[object]:
+        return ["--llava", llava_file(tmp_path / name, content), *images]
+
+    return {
+        "missing file": (["--llava", tmp_path / "none.json", *images], "no file"),
+        "directory": (["--captions", tmp_path / "empty", *images], "read by its ending"),
+        "blank": (["--llava", tmp_path / "blank.json", *images], "is empty"),
+        "no records": (llava("a.json", []), "is empty"),
+        "an object": (llava("b.json", {"a": 1}), "holds a dict, expected a list"),
+        "other shape": (llava("c.json", [{"question": 1}]), "record 0 has no `conversations`"),
+        "not objects": (llava("d.json", [1]), "record 0 is a int"),
+        "bad turns": (
+            llava("e.json", [good, good | {"id": "x7", "conversations": [{"from": "gpt"}]}]),
+            "record 1 (x7)",
+        ),
+        "lost picture": (
+            llava("f.json", [good, good | {"id": "x8", "image": "gone.png"}]),
+            "record 1 (x8): no picture",
+        ),
+        "fake picture": (llava("g.json", [good, good | {"image": "fake.png"}]), "fake.png is not a picture"),
+        "no images": (["--llava", llava_file(tmp_path / "h.json", [good])], "--images DIR is missing"),
+        "no caption": (["--captions", llava_file(tmp_path / "i.json", [{"file_name": "p0.png"}]), *images], "caption"),
+        "no folder": (["--folder", tmp_path / "none"], "no directory"),
+        "no pictures": (["--folder", tmp_path / "empty"], "holds no pictures"),
+        "no text": (["--folder", photos], "has no text"),
+    }
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, (arguments, expected) in bad_inputs(tmp_path, photos).items():
+        assert shards("make", tmp_path / "out" / "set", *arguments) == 2, name
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, name
+        assert expected in lines[0], name
+        assert not (tmp_path / "out" / "set").exists()
+        assert not list(tmp_path.glob("out/.*")), name
+
+
+def test_an_existing_directory_is_not_touched(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = llava_file(tmp_path / "a.json", [{"file_name": "p0.png", "caption": "a"}])
+    assert shards("make", photos, "--captions", source, "--images", photos) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert len(list(photos.iterdir())) == 5
+
+
+def test_check_lists_what_is_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = write_set(tmp_path, [3, 2])
+    assert shards("check", tmp_path) == 0
+    path, member = tmp_path / index.shard_names[1], index.entry(4).members[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: member.offset] + b"\0" + whole[member.offset + 1 :])
+    capsys.readouterr()
+    assert shards("check", tmp_path) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("shard-000001.tar\t000004\t")
+
+
+def test_index_of_foreign_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """img2dataset writes KEY.jpg, KEY.txt and a KEY.json of facts about the download."""
+    facts = json.dumps({"caption": "a", "url": "u", "key": "0", "status": "success", "width": 20}).encode()
+    with (tmp_path / "00000.tar").open("wb") as stream, wds.TarWriter(stream, encoder=False) as writer:
+        writer.write({"__key__": "000000000", "jpg": picture_bytes(0, file_format="JPEG"), "txt": b"a", "json": facts})
+    assert shards("index", tmp_path) == 0
+    assert "1 samples in 1 shards" in capsys.readouterr().out
+    assert read_record(ShardIndex(tmp_path).read(0)).turns[1].text == "a"
