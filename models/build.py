@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from models.config import AnyResImage, ModelConfig
-from models.errors import InputError
+from models.config import AnyResImage, ModelConfig, PretrainedLanguage, TransformersVision
 from models.language import load_language, load_tokenizer, text_spec
 from models.projectors import build_projector
 from models.spec import ImageSpec, TextSpec
@@ -27,8 +26,9 @@ class Facts:
 
 def read_facts(config: ModelConfig, max_length: int) -> Facts:
     """Tokenizer, image and text specs of the model that `config` describes."""
-    if isinstance(config.image, AnyResImage):
-        raise InputError("model.image.kind: anyres tiles are not built yet; use pad or crop")
+    assert isinstance(config.vision, TransformersVision), "trainer.built names what is missing"
+    assert isinstance(config.language, PretrainedLanguage)
+    assert not isinstance(config.image, AnyResImage)
     tokenizer = load_tokenizer(config.language)
     return Facts(
         tokenizer=tokenizer,
@@ -42,6 +42,8 @@ def build_vlm(config: ModelConfig, facts: Facts, *, frozen_dtype: torch.dtype, s
 
     The same seed gives the same projector on every rank; torch's global generator is left as it was.
     """
+    assert isinstance(config.vision, TransformersVision)
+    assert isinstance(config.language, PretrainedLanguage)
     vision = load_vision(config.vision, frozen_dtype)
     language = load_language(config.language, frozen_dtype)
     with torch.random.fork_rng(devices=[]):

@@ -9,16 +9,14 @@ from typing import Any
 
 import torch
 
-from models.config import DecoderLanguage, PretrainedLanguage
+from models.config import PretrainedLanguage
 from models.errors import InputError
 from models.source import directory_of, read_json
 from models.spec import IMAGE_TOKEN, TextSpec
 
 
-def load_language(config: PretrainedLanguage | DecoderLanguage, dtype: torch.dtype) -> Any:
+def load_language(config: PretrainedLanguage, dtype: torch.dtype) -> Any:
     """The causal language model that `config` names, in `dtype`, in evaluation mode."""
-    if isinstance(config, DecoderLanguage):
-        raise InputError("model.language.kind: the from-scratch decoder is not built yet; use pretrained")
     from transformers import AutoModelForCausalLM
 
     extra: dict[str, Any] = {}
@@ -46,7 +44,7 @@ def quantization(load: str, dtype: torch.dtype, skip: list[str] | None = None) -
     )
 
 
-def load_tokenizer(config: PretrainedLanguage | DecoderLanguage) -> Any:
+def load_tokenizer(config: PretrainedLanguage) -> Any:
     """The language model's tokenizer, with the image token added and a padding token chosen.
 
     A tokenizer without a padding token pads with its unknown or end token: padding is told from text by position,
@@ -54,17 +52,16 @@ def load_tokenizer(config: PretrainedLanguage | DecoderLanguage) -> Any:
     """
     from transformers import AutoTokenizer
 
-    source = config.tokenizer if isinstance(config, DecoderLanguage) else config.path
-    tokenizer = AutoTokenizer.from_pretrained(directory_of(source))
+    tokenizer = AutoTokenizer.from_pretrained(directory_of(config.path))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     return tokenizer
 
 
-def text_spec(config: PretrainedLanguage | DecoderLanguage, tokenizer: Any, max_length: int) -> TextSpec:
+def text_spec(config: PretrainedLanguage, tokenizer: Any, max_length: int) -> TextSpec:
     """What the language model takes; `max_length` beyond its own context is refused."""
-    directory = directory_of(config.tokenizer if isinstance(config, DecoderLanguage) else config.path)
+    directory = directory_of(config.path)
     facts = read_json(directory, "config.json")
     context = int(facts.get("max_position_embeddings", max_length))
     if max_length > context:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.config import OpenClipVision, TransformersVision
-from models.errors import InputError
+from models.config import TransformersVision
 from models.source import directory_of, read_json
 from models.spec import CropImage, ImageSpec, PadImage
 
@@ -64,10 +63,8 @@ class VisionEncoder(nn.Module):
         return features[:, self.num_skipped_tokens :]
 
 
-def load_vision(config: TransformersVision | OpenClipVision, dtype: torch.dtype) -> VisionEncoder:
+def load_vision(config: TransformersVision, dtype: torch.dtype) -> VisionEncoder:
     """The encoder that `config` names, in `dtype`, in evaluation mode."""
-    if isinstance(config, OpenClipVision):
-        raise InputError("model.vision.kind: open_clip encoders are not built yet; use clip, siglip, dinov2 or vit")
     import transformers
 
     family = FAMILIES[config.kind]
@@ -77,10 +74,8 @@ def load_vision(config: TransformersVision | OpenClipVision, dtype: torch.dtype)
     return VisionEncoder(model.eval(), feature_layer=config.feature_layer, num_skipped_tokens=skipped)
 
 
-def image_spec(config: TransformersVision | OpenClipVision, fit: CropImage | PadImage) -> ImageSpec:
+def image_spec(config: TransformersVision, fit: CropImage | PadImage) -> ImageSpec:
     """What the encoder takes, read from the two JSON files beside its weights (none of the weights is touched)."""
-    if isinstance(config, OpenClipVision):
-        raise InputError("model.vision.kind: open_clip encoders are not built yet; use clip, siglip, dinov2 or vit")
     directory = directory_of(config.path)
     geometry = read_json(directory, "config.json")
     geometry = geometry.get("vision_config", geometry)

@@ -58,7 +58,7 @@ def write_checkpoint(
 ) -> Path:
     """Write `root/step_NNNNNN` together with all ranks; its path. Every rank must call it at the same step.
 
-    Raises OSError on every rank where any of them could not write (a full disk, say); older checkpoints stay as they were.
+    Raises OSError on every rank where any of them could not write (a full disk, say); older checkpoints stay.
     """
     final = root / f"step_{step:06d}"
     temporary = root / f".{final.name}.tmp"
@@ -158,7 +158,7 @@ def fault_of(directory: Path) -> str | None:
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and why each newer one was passed over."""
-    passed_over = []
+    passed_over: list[str] = []
     for directory in sorted(root.glob("step_*"), reverse=True):
         fault = fault_of(directory)
         if fault is None:

@@ -21,10 +21,14 @@ class Frozen(Config):
 
 
 class Full(Config):
-    """Every weight of the part learns, in fp32. Norms and biases have no weight decay."""
+    """Every weight of the part learns, in fp32. Norms and biases have no weight decay.
+
+    `learning_rates` gives modules inside the part a rate of their own, by their dotted name: {"queries": 1e-3}.
+    """
 
     kind: Literal["full"] = "full"
     learning_rate: PositiveFloat
+    learning_rates: dict[str, PositiveFloat] = Field(default_factory=dict)
     weight_decay: float = 0.0
 
 
@@ -82,7 +86,8 @@ class Duration(Config):
 class Schedule(Config):
     """The learning rate over a stage: a linear warmup over the first share `warmup`, then `kind` down to `floor`.
 
-    `warmup` is a share of the duration; `warmup_steps` gives it in optimizer steps instead. `floor` is a share of the peak.
+    `warmup` is a share of the duration; `warmup_steps` gives it in optimizer steps instead. `floor` is a share of the
+    peak.
     """
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"

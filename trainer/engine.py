@@ -92,7 +92,7 @@ class Engine:
     def backward(self, loss_sum: Tensor, num_targets: float) -> None:
         """Add the gradient of loss_sum / num_targets, where num_targets counts the whole global batch.
 
-        DeepSpeed divides by the number of ranks when it reduces; multiplied back, a gradient is the sum over all of them.
+        DeepSpeed divides by the number of ranks when it reduces; multiplied back, a gradient is the sum over all.
         """
         self._engine.backward(loss_sum * (self._ranks.world_size / num_targets), scale_wrt_gas=False)
 

@@ -5,7 +5,6 @@ recipes/X.yaml --read--> dict --overrides--> dict --pydantic, strict--> Recipe
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from models.config import ModelConfig
 from models.errors import InputError
 from models.spec import Config
 from trainer.config import StageConfig, TrackingConfig
+from trainer.recipe_faults import explain, listed
 
 
 class Recipe(Config):
@@ -37,14 +37,14 @@ class Recipe(Config):
         earlier: list[str] = []
         for name, stage in self.stages.items():
             if stage.init is not None and stage.init not in earlier:
-                raise ValueError(f"stages.{name}.init: {stage.init!r} is not a stage above it ({_listed(earlier)})")
+                raise ValueError(f"stages.{name}.init: {stage.init!r} is not a stage above it ({listed(earlier)})")
             earlier.append(name)
         return self
 
     def stage(self, name: str) -> StageConfig:
         """The stage called `name`; raises InputError that lists the stages there are."""
         if name not in self.stages:
-            raise InputError(f"--stage {name}: {self.name} has no such stage; it has {_listed(list(self.stages))}")
+            raise InputError(f"--stage {name}: {self.name} has no such stage; it has {listed(list(self.stages))}")
         return self.stages[name]
 
 
@@ -73,7 +73,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         # Strict decoding from JSON: a list may stand for a tuple and an int for a float, and nothing else is coerced.
         return Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise InputError(f"{file}: " + "; ".join(_explain(fault, values) for fault in error.errors())) from error
+        raise InputError(f"{file}: " + "; ".join(explain(fault, values, Recipe) for fault in error.errors())) from error
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _read(file: Path) -> dict[str, Any]:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         others = sorted(str(other) for other in Path("recipes").glob("*.yaml"))
-        raise InputError(f"{file}: no such recipe; there are {_listed(others)}") from None
+        raise InputError(f"{file}: no such recipe; there are {listed(others)}") from None
     except IsADirectoryError:
         raise InputError(f"{file}: a directory; a recipe is a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -125,68 +125,3 @@ def _position(place: list[Any], key: str, path: str) -> int:
     if not key.isdigit() or int(key) >= len(place):
         raise InputError(f"override {path}: {key!r} is not a position of a list of {len(place)}")
     return int(key)
-
-
-def _explain(fault: Any, values: dict[str, Any]) -> str:
-    """One fault of pydantic's list as `path: what was found and what is allowed`."""
-    path, siblings = _path(fault["loc"], values)
-    found = json.dumps(fault["input"], default=str)
-    found = found if len(found) <= 60 else found[:57] + "..."
-    match fault["type"]:
-        case "extra_forbidden":
-            close = difflib.get_close_matches(str(fault["loc"][-1]), _known(fault["loc"], values), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "; remove it or look for its name in docs/recipes.md"
-            return f"{path}: unknown key{hint}"
-        case "missing":
-            return f"{path}: missing; the keys given beside it are {_listed(siblings)}"
-        case "union_tag_invalid":
-            allowed = fault["ctx"]["expected_tags"].replace("'", "")
-            return f"{path}.kind: found {fault['ctx']['tag']!r}, allowed are {allowed}"
-        case "union_tag_not_found":
-            return f"{path}: found {found}, expected a mapping with a `kind`"
-        case "value_error":
-            return str(fault["ctx"]["error"])
-    return f"{path}: found {found}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
-
-
-def _path(location: Sequence[int | str], values: Any) -> tuple[str, list[str]]:
-    """The keys of `location` that a person wrote (pydantic adds the tags of unions), and the keys beside the last."""
-    written: list[str] = []
-    place = values
-    for index, key in enumerate(location):
-        last = index == len(location) - 1
-        known = isinstance(place, dict) and key in place or isinstance(place, list) and isinstance(key, int)
-        if known and not last:
-            place = place[key]
-        if known or last:
-            written.append(str(key))
-    return ".".join(written), [str(key) for key in place] if isinstance(place, dict) else []
-
-
-def _known(location: Sequence[int | str], values: dict[str, Any]) -> list[str]:
-    """Every field name of the recipe's classes: what an unknown key may have been meant to be."""
-    names: set[str] = set()
-    pending: list[type[Config]] = [Recipe]
-    seen: set[type[Config]] = set()
-    while pending:
-        model = pending.pop()
-        seen.add(model)
-        names.update(model.model_fields)
-        pending += [kind for kind in _models_in(model) if kind not in seen]
-    return sorted(names)
-
-
-def _models_in(model: type[Config]) -> set[type[Config]]:
-    """The configuration classes that the fields of `model` may hold."""
-    found: set[type[Config]] = set()
-    pending: list[Any] = [field.annotation for field in model.model_fields.values()]
-    while pending:
-        annotation = pending.pop()
-        if isinstance(annotation, type) and issubclass(annotation, Config):
-            found.add(annotation)
-        pending += getattr(annotation, "__args__", ())
-    return found
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) if names else "none"

@@ -44,7 +44,7 @@ def progress(duration: Duration, consumed: Consumed, epoch_samples: int) -> floa
 def warmup_share(schedule: Schedule, duration: Duration, *, epoch_samples: int, rows: int) -> float:
     """The share of the duration that the warmup takes; a warmup in steps needs a duration that can be put in steps.
 
-    One sample a row is assumed where the duration counts samples or epochs, so that packing shortens the warmup's share.
+    One sample a row is assumed where the duration counts samples or epochs; packing shortens the warmup's share.
     """
     if schedule.warmup_steps is None:
         return schedule.warmup

@@ -27,6 +27,7 @@ from models.files import write_json
 from models.source import digest_of, directory_of, read_json
 from models.spec import TextSpec
 from models.vlm import VLM
+from trainer.built import check_built
 from trainer.checkpoint import WEIGHT, CheckpointReader, newest, write_checkpoint
 from trainer.config import StageConfig
 from trainer.engine import Engine, start_distributed
@@ -105,8 +106,7 @@ def micro_batches(config: StageConfig, world_size: int) -> int:
 def open_stage(recipe: Recipe, name: str, ranks: Ranks) -> Stage:
     """Build a stage; it goes on from its newest sound checkpoint where there is one, else starts from its `init`."""
     config = recipe.stage(name)
-    if config.validation is not None:
-        raise InputError(f"stages.{name}.validation: not built yet; set stages.{name}.validation=null")
+    check_built(recipe, name)
     directory = Path(recipe.run) / name
     given_from = _init_reader(recipe, config)
     checkpoint, passed_over = newest(directory / "checkpoints")
@@ -114,7 +114,6 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks) -> Stage:
         for reason in passed_over:
             print(f"passed over {reason}", flush=True)
     reader = CheckpointReader(checkpoint) if checkpoint is not None else None
-    build_objective(config.objective)
     facts = read_facts(recipe.model, config.data.max_length)
     stream = _open_stream(recipe, name, facts, ranks, directory)
     device = start_distributed(ranks)

@@ -6,6 +6,7 @@ The JSONL file is the truth. On resume it is cut back to the checkpoint's step, 
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class Tracker:
             mode=config.wandb.mode,
             dir=str(directory),
             name=title,
-            id=_run_id(directory, wandb.util.generate_id),
+            id=_run_id(directory),
             resume="allow",
             config=recipe,
         )
@@ -89,11 +90,11 @@ def cut_back(file: Path, step: int) -> None:
     file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
-def _run_id(directory: Path, generate: Callable[[], str]) -> str:
+def _run_id(directory: Path) -> str:
     """One wandb id for all restarts of a stage."""
     file = directory / "wandb_id"
     if not file.is_file():
-        file.write_text(generate(), encoding="utf-8")
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
     return file.read_text(encoding="utf-8").strip()
 
 
@@ -111,8 +112,9 @@ class ProgressLine:
         if self._started_at is None:
             self._started_at, self._started_s = done, time.monotonic()
         text = (
-            f"{self._title}  step {step}  {100 * done:5.1f} %  loss {metrics['loss']:.4f}  lr {metrics['learning_rate']:.2e}"
-            f"  {metrics['samples_per_s']:.1f} samples/s  {metrics['tokens_per_s']:,.0f} tokens/s  left {self._left(done)}"
+            f"{self._title}  step {step}  {100 * done:5.1f} %  loss {metrics['loss']:.4f}"
+            f"  lr {metrics['learning_rate']:.2e}  {metrics['samples_per_s']:.1f} samples/s"
+            f"  {metrics['tokens_per_s']:,.0f} tokens/s  left {self._left(done)}"
         )
         print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
 

@@ -70,13 +70,20 @@ def add_adapters(language: nn.Module, tuning: Lora, seed: int) -> None:
 
 
 def _groups(part: str, learning: list[tuple[str, nn.Parameter]], tuning: Full | Lora) -> list[ParameterGroup]:
-    """Matrices with the part's weight decay, then vectors (norms, biases) without."""
+    """For each learning rate: matrices with the part's weight decay, then vectors (norms, biases) without."""
+    own_rates = tuning.learning_rates if isinstance(tuning, Full) else {}
+    members: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    for name, value in learning:
+        rate = next((own for module, own in own_rates.items() if _is_inside(name, part, module)), tuning.learning_rate)
+        decay = tuning.weight_decay if value.ndim > 1 else 0.0
+        members.setdefault((rate, decay), []).append((name, value))
     groups = []
-    for decay, members in (
-        (tuning.weight_decay, [pair for pair in learning if pair[1].ndim > 1]),
-        (0.0, [pair for pair in learning if pair[1].ndim <= 1]),
-    ):
-        if members:
-            names, parameters = zip(*members, strict=True)
-            groups.append(ParameterGroup(part, names, parameters, tuning.learning_rate, decay))
+    for (rate, decay), pairs in members.items():
+        names, parameters = zip(*pairs, strict=True)
+        groups.append(ParameterGroup(part, names, parameters, rate, decay))
     return groups
+
+
+def _is_inside(name: str, part: str, module: str) -> bool:
+    """Whether a parameter lies in `module` of its part; the module may stand at any depth (`cross_attention`)."""
+    return f".{module}." in f".{name.removeprefix(part + '.')}."

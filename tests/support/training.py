@@ -40,7 +40,7 @@ def train(ranks: Ranks, recipe: dict[str, Any], stage: str, *, stop_after: int |
     opened.stream.close()
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of a process."""
 
 
@@ -51,13 +51,13 @@ def _fit_until(stage: Any, steps: int) -> None:
 
     def next_rows() -> Any:
         if stage.consumed.steps == steps:
-            raise Killed
+            raise KilledError
         return rows()
 
     stage.stream.next_rows = next_rows
     try:
         fit(stage)
-    except Killed:
+    except KilledError:
         return
     raise AssertionError("the stage ended before it was to be killed")
 

@@ -1,0 +1,145 @@
+"""Our parts under the names that the ecosystem knows: `LlavaForConditionalGeneration` and its processor.
+
+    vision.model.X      -> vision_tower.vision_model.X (clip, siglip) or vision_tower.X (dinov2, vit)
+    projector.linear_1  -> multi_modal_projector.linear_1
+    language.X          -> language_model.X
+
+A single linear projector becomes linear_1 with an identity activation and linear_2 = the identity matrix: exact in any
+precision, since each output is one product by 1 and sums of 0. Names are those of the classic hub layout, which
+transformers renames on load and vLLM reads as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.build import Facts
+from models.config import LinearProjector, MlpProjector, ModelConfig, PretrainedLanguage, TransformersVision
+from models.errors import InputError
+from models.source import directory_of
+from models.spec import IMAGE_TOKEN, ImageSpec, PadImage
+from models.vision import FAMILIES
+
+HAS_INNER_MODEL = frozenset({"clip", "siglip"})
+"""Encoders whose hub checkpoints keep their weights under `vision_model.`."""
+
+
+def check_exportable(config: ModelConfig) -> None:
+    """Raise InputError where the model has a part that Llava's class has no place for."""
+    if not isinstance(config.projector, LinearProjector | MlpProjector):
+        raise InputError(f"model.projector.kind: {config.projector.kind} cannot be exported as a Llava model yet")
+    if not isinstance(config.vision, TransformersVision) or not isinstance(config.language, PretrainedLanguage):
+        raise InputError("model: only parts that transformers loads can be exported as a Llava model yet")
+
+
+def vision_name(kind: str, name: str) -> str:
+    """The exported name of a parameter of the vision model, by its name there."""
+    return f"vision_tower.vision_model.{name}" if kind in HAS_INNER_MODEL else f"vision_tower.{name}"
+
+
+def projector_tensors(config: ModelConfig, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """linear_1 and linear_2 from the projector's own weights (`linear.weight`, or `linear_1.weight` and so on)."""
+    prefix = "multi_modal_projector"
+    if isinstance(config.projector, LinearProjector):
+        width = weights["linear.weight"].shape[0]
+        yield f"{prefix}.linear_1.weight", weights["linear.weight"]
+        yield f"{prefix}.linear_1.bias", weights["linear.bias"]
+        yield f"{prefix}.linear_2.weight", torch.eye(width)
+        yield f"{prefix}.linear_2.bias", torch.zeros(width)
+        return
+    for name in ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"):
+        yield f"{prefix}.{name}", weights[name]
+
+
+def with_image_row(name: str, value: Tensor, num_rows: int) -> Tensor:
+    """The embedding or the head with rows added for the image token, each the mean of all rows.
+
+    A mean row's logit is the mean of all logits, so it is never the largest: greedy answers stay what they were.
+    """
+    is_vocabulary = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    if not is_vocabulary or value.shape[0] >= num_rows:
+        return value
+    mean = value.float().mean(dim=0, keepdim=True).to(value.dtype)
+    return torch.cat([value, mean.expand(num_rows - value.shape[0], -1)])
+
+
+def num_vocabulary_rows(facts: Facts) -> int:
+    """Rows of the exported embedding: the language model's own, and at least one for the image token."""
+    return max(facts.text.vocab_size, facts.text.image_token_id + 1)
+
+
+def llava_config(config: ModelConfig, facts: Facts, dtype: torch.dtype) -> Any:
+    """A `LlavaConfig` for the exported model."""
+    from transformers import AutoConfig, LlavaConfig
+
+    assert isinstance(config.vision, TransformersVision)
+    assert isinstance(config.language, PretrainedLanguage)
+    vision = AutoConfig.from_pretrained(directory_of(config.vision.path))
+    language = AutoConfig.from_pretrained(directory_of(config.language.path))
+    language.vocab_size = num_vocabulary_rows(facts)
+    language.use_cache = True
+    llava = LlavaConfig(
+        vision_config=getattr(vision, "vision_config", vision),
+        text_config=language,
+        image_token_id=facts.text.image_token_id,
+        projector_hidden_act="linear" if isinstance(config.projector, LinearProjector) else "gelu",
+        vision_feature_layer=config.vision.feature_layer,
+        vision_feature_select_strategy=_select_strategy(config.vision),
+        image_seq_length=(facts.image.size // facts.image.patch_size) ** 2 + facts.image.num_extra_tokens,
+        tie_word_embeddings=bool(language.tie_word_embeddings),
+    )
+    llava.architectures = ["LlavaForConditionalGeneration"]
+    llava.dtype = dtype
+    return llava
+
+
+def _select_strategy(vision: TransformersVision) -> str:
+    """Llava's `default` drops one leading token, `full` drops none."""
+    return "default" if FAMILIES[vision.kind].num_leading_tokens and not vision.keep_cls else "full"
+
+
+def image_processor(spec: ImageSpec) -> Any:
+    """The stock image processor whose pixels equal those of training, with Pillow."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    common = {
+        "size": {"shortest_edge": spec.size},
+        "crop_size": {"height": spec.size, "width": spec.size},
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "resample": 3,  # bicubic
+    }
+    if not isinstance(spec.fit, PadImage):
+        return CLIPImageProcessorPil(**common)
+    if spec.fit.colour == "black":
+        raise InputError("model.image.colour: black padding has no stock processor yet; use mean")
+    return LlavaImageProcessorPil(do_pad=True, **common)
+
+
+def processor(config: ModelConfig, facts: Facts, chat_template: str) -> Any:
+    """A `LlavaProcessor` with the tokenizer, the image processor and the chat template of training."""
+    from transformers import LlavaProcessor
+
+    assert isinstance(config.vision, TransformersVision)
+    return LlavaProcessor(
+        image_processor=image_processor(facts.image),
+        tokenizer=facts.tokenizer,
+        patch_size=facts.image.patch_size,
+        vision_feature_select_strategy=_select_strategy(config.vision),
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=FAMILIES[config.vision.kind].num_leading_tokens,
+        chat_template=chat_template,
+    )
+
+
+def generation_config(facts: Facts, stop: str) -> Any:
+    """Greedy by default, ending at the tokenizer's end token or at the template's end of turn."""
+    from transformers import GenerationConfig
+
+    ends = {facts.tokenizer.eos_token_id, facts.tokenizer.convert_tokens_to_ids(stop)} - {None}
+    return GenerationConfig(do_sample=False, eos_token_id=sorted(ends), pad_token_id=facts.text.pad_token_id)

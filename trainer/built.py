@@ -1,0 +1,29 @@
+"""Which parts of a recipe this version can build; the others load, round-trip, and are named before anything runs."""
+
+from __future__ import annotations
+
+from models.config import AnyResImage, DecoderLanguage, OpenClipVision
+from models.errors import InputError
+from models.projectors import PROJECTORS
+from trainer.objectives import OBJECTIVES
+from trainer.recipe import Recipe
+
+
+def check_built(recipe: Recipe, stage: str) -> None:
+    """Raise InputError that names every part of the recipe's model and of the stage that is not built yet."""
+    model, config = recipe.model, recipe.stage(stage)
+    missing = []
+    if isinstance(model.vision, OpenClipVision):
+        missing.append("model.vision.kind=open_clip")
+    if model.projector.kind not in PROJECTORS:
+        missing.append(f"model.projector.kind={model.projector.kind}")
+    if isinstance(model.language, DecoderLanguage):
+        missing.append("model.language.kind=decoder")
+    if isinstance(model.image, AnyResImage):
+        missing.append("model.image.kind=anyres")
+    if config.objective.kind not in OBJECTIVES:
+        missing.append(f"stages.{stage}.objective.kind={config.objective.kind}")
+    if config.validation is not None:
+        missing.append(f"stages.{stage}.validation (set it to null)")
+    if missing:
+        raise InputError(f"{recipe.name}: not built yet: {', '.join(missing)}")
