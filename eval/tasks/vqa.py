@@ -77,6 +77,7 @@ class VqaTask:
                 "picture": str(picture),
                 "shown": str(shown),
                 "question": each.question,
+                "question_type": each.item.question_type,
                 "answer": answer,
                 "human_answers": list(each.item.human_answers),
                 "accuracy": accuracy,

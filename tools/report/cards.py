@@ -1,0 +1,115 @@
+"""What was answered: cards with a picture, a question, and what each stage said to it.
+
+Owns: which samples are shown (drawn by lot, never picked), their cards, and pictures as data URIs.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+
+from tools.report.stages import STAGES, AnsweredSample, StageResult, answered_samples
+
+_NUM_ANSWERS, _NUM_WRONG, _NUM_CAPTIONS = 9, 6, 4
+_RIGHT_FROM = 0.5
+"""Accuracy from which an answer counts as right on a card."""
+_MAX_EMBEDDED_BYTES = 24_000
+_THUMBNAIL = 320
+_TINY = 120
+"""Pictures up to this many pixels are shown with hard pixels rather than blurred."""
+
+
+def sample_sections(stages: Mapping[str, StageResult], seed: int) -> list[str]:
+    """Sections with answers drawn by lot, with answers still wrong at the end, and with captions."""
+    last = list(stages)[-1]
+    questions, captions = answered_samples(stages, "vqa"), answered_samples(stages, "caption")
+    wrong = [sample for sample in questions if (sample.accuracies.get(last) or 0.0) < _RIGHT_FROM]
+    lot = random.Random(seed)
+    shown = draw(questions, _NUM_ANSWERS, lot)
+    still_wrong = draw([sample for sample in wrong if sample not in shown], _NUM_WRONG, lot)
+    note = f"{len(shown)} of {len(questions):,} questions, drawn by lot, not picked."
+    wrong_note = f"{len(still_wrong)} of the {len(wrong):,} that the last stage gets wrong, drawn by lot."
+    caption_note = "Drawn by lot; below each, one of its reference captions."
+    return [
+        _section("Answers", note, shown),
+        _section("What it still gets wrong", wrong_note, still_wrong),
+        _section("Captions", caption_note, draw(captions, _NUM_CAPTIONS, lot), kind="captions"),
+    ]
+
+
+def draw(samples: Sequence[AnsweredSample], number: int, lot: random.Random) -> list[AnsweredSample]:
+    """At most `number` samples, of different pictures."""
+    drawn: dict[Path, AnsweredSample] = {}
+    for sample in lot.sample(samples, len(samples)):
+        if len(drawn) == number:
+            break
+        drawn.setdefault(sample.picture, sample)
+    return list(drawn.values())
+
+
+def _section(title: str, note: str, samples: Sequence[AnsweredSample], kind: str = "") -> str:
+    if not samples:
+        return ""
+    cards = "".join(_card(sample, kind) for sample in samples)
+    return f'<h2>{title}</h2><p class="note">{note}</p><div class="samples {kind}">{cards}</div>'
+
+
+def _card(sample: AnsweredSample, kind: str) -> str:
+    rows = "".join(
+        f"<dt>{escape(STAGES[name])}</dt><dd>{_said(answer)}</dd><dd>{_verdict(sample.accuracies.get(name))}</dd>"
+        for name, answer in sample.answers.items()
+    )
+    truth = escape(sample.references[0])
+    name = "reference" if kind else "right answer"
+    rows += f'<dt class="truth">{name}</dt><dd class="truth">{truth}</dd><dd class="truth"></dd>'
+    question = f"<h3>{escape(sample.question)}</h3>" if sample.question else ""
+    card = "sample caption" if kind else "sample"
+    return f'<article class="{card}">{_image(sample)}<div>{question}<dl>{rows}</dl></div></article>'
+
+
+def _said(answer: str) -> str:
+    return escape(answer) if answer.strip() else '<span class="empty">nothing</span>'
+
+
+def _verdict(accuracy: float | None) -> str:
+    if accuracy is None:
+        return ""
+    if accuracy >= _RIGHT_FROM:
+        return '<span class="right-mark" title="right">✓</span>'
+    return '<span class="wrong-mark" title="wrong">✗</span>'
+
+
+def _image(sample: AnsweredSample) -> str:
+    uri, is_tiny = picture_uri(sample.picture)
+    alt = escape(sample.question or sample.references[0], quote=True)
+    return f'<img src="{uri}" alt="picture of: {alt}"{" class=tiny" if is_tiny else ""}>'
+
+
+@lru_cache(maxsize=256)
+def picture_uri(path: Path) -> tuple[str, bool]:
+    """A picture as a data URI, small files as they are, large ones as a thumbnail; and whether it is tiny."""
+    from data_pipeline.images import open_picture
+
+    content = path.read_bytes() if path.is_file() else b""
+    picture = open_picture(path)
+    is_tiny = max(picture.size) <= _TINY
+    kind = _browser_type(content)
+    if kind is None or len(content) > _MAX_EMBEDDED_BYTES:
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        encoded = io.BytesIO()
+        picture.save(encoded, "JPEG", quality=82)
+        content, kind = encoded.getvalue(), "image/jpeg"
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}", is_tiny
+
+
+def _browser_type(content: bytes) -> str | None:
+    """The media type of a file that any browser shows, by its first bytes."""
+    for start, kind in ((b"\xff\xd8", "image/jpeg"), (b"\x89PNG", "image/png")):
+        if content.startswith(start):
+            return kind
+    return None

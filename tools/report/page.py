@@ -1,0 +1,248 @@
+"""The report as one self-contained HTML page: what was reached, how it was learnt, what was answered.
+
+Owns: the sections and their words. Does not own the drawings (`tools.report.charts`), the answers' cards
+(`tools.report.cards`) or the look (`tools.report.style`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from statistics import median
+from typing import Any
+
+from tools.report.cards import sample_sections
+from tools.report.charts import bar, dot_plot, loss_curve
+from tools.report.stages import STAGES, StageResult, change
+from tools.report.style import CSS
+from tools.report.text import duration, signed
+
+_TRAINING_TITLES = {"align": "Align: the projector learns", "lora": "LoRA: the language model learns too"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a training stage logged: parallel steps and losses, and its speeds."""
+
+    steps: Sequence[int]
+    losses: Sequence[float]
+    samples_per_s: Sequence[float]
+    tokens_per_s: Sequence[float]
+
+
+def page(
+    title: str,
+    stages: Mapping[str, StageResult],
+    curves: Mapping[str, Curve],
+    seconds: Mapping[str, float],
+    *,
+    seed: int,
+) -> str:
+    """The whole page. `stages` are in the order of the run."""
+    body = [
+        f'<p class="mark">Sightline</p><h1>{escape(title)}</h1>',
+        _lead(stages),
+        _tiles(stages, seconds),
+        _accuracy_section(stages),
+        _kinds_section(stages),
+        _curves_section(curves),
+        *sample_sections(stages, seed),
+        _seconds_section(seconds),
+        _method(stages),
+    ]
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)} · Sightline</title><style>{CSS}</style></head>
+<body><main>{"".join(body)}</main></body></html>
+"""
+
+
+def _main_stage(stages: Mapping[str, StageResult]) -> str:
+    return "lora" if "lora" in stages else list(stages)[-1]
+
+
+def _lead(stages: Mapping[str, StageResult]) -> str:
+    """The finding in a sentence or two."""
+    name = _main_stage(stages)
+    stage = stages[name]
+    accuracy = stage.metric("vqa", "vqa_accuracy", shuffled=False)
+    if accuracy is None:
+        return ""
+    number = len(stage.samples("vqa"))
+    text = (
+        f"{STAGES[name].capitalize()}, the model answers <b class=seen>{accuracy:.1f} %</b> of {number:,} held-out "
+        "questions right."
+    )
+    blind = stage.metric("vqa", "vqa_accuracy", shuffled=True)
+    if blind is not None:
+        text += (
+            f" Shown another question's picture instead, it gets <b class=blind>{blind:.1f} %</b>: that much can be "
+            "guessed without looking."
+        )
+    return f'<p class="lead">{text}</p>'
+
+
+def _tiles(stages: Mapping[str, StageResult], seconds: Mapping[str, float]) -> str:
+    name = _main_stage(stages)
+    accuracy, gain = stages[name].metric("vqa", "vqa_accuracy", shuffled=False), stages[name].gain()
+    tiles = []
+    if accuracy is not None:
+        tiles.append((f"{accuracy:.1f} <small>%</small>", f"VQA accuracy {STAGES[name]}"))
+    if gain is not None:
+        tiles.append((f"{gain.estimate:+.1f} <small>points</small>", "above exchanged pictures"))
+    if name == "lora" and "nf4" in stages and (difference := change(stages["nf4"], stages["lora"])):
+        tiles.append((f"{difference.estimate:+.1f} <small>points</small>", "NF4 bundle against LoRA"))
+    cider = stages[name].metric("caption", "CIDEr", shuffled=False)
+    if cider is not None:
+        tiles.append((f"{cider:.2f}", f"CIDEr {STAGES[name]}"))
+    if seconds:
+        tiles.append((duration(total_seconds(seconds)), "for the whole chain"))
+    cells = "".join(f'<div class="tile"><b>{value}</b><span>{escape(what)}</span></div>' for value, what in tiles)
+    return f'<div class="tiles">{cells}</div>' if tiles else ""
+
+
+def _accuracy_section(stages: Mapping[str, StageResult]) -> str:
+    """Dots where VQA was measured, and the table of all figures."""
+    plot = ""
+    if any(stage.result("vqa", shuffled=False) for stage in stages.values()):
+        plot = f"""<div class="legend"><span><i class="seen"></i>right picture</span><span><i class="blind"></i>another
+ picture</span><span><i class="whisker"></i>95 % interval</span></div>{dot_plot(stages)}"""
+    return f"""<h2>Does it look at the picture?</h2>
+<p class="note">VQA accuracy in per cent. A model that ignores the picture scores the same with any picture.</p>
+<div class="panel">{plot}<div class="wide">{_stage_table(stages)}</div></div>"""
+
+
+def _stage_table(stages: Mapping[str, StageResult]) -> str:
+    rows = "".join(_stage_row(name, stage) for name, stage in stages.items())
+    return f"""<table><thead><tr><th>stage</th><th>VQA accuracy %</th><th>exchanged</th><th>gain, points</th>
+<th>CIDEr</th><th>exchanged</th></tr></thead><tbody>{rows}</tbody></table>"""
+
+
+def _stage_row(name: str, stage: StageResult) -> str:
+    gain = stage.gain()
+    cells = [
+        _cell(stage, "vqa", "vqa_accuracy", shuffled=False),
+        _cell(stage, "vqa", "vqa_accuracy", shuffled=True),
+        "–" if gain is None else f"{gain.estimate:+.1f}<small>{gain.low:+.1f} to {gain.high:+.1f}</small>",
+        _cell(stage, "caption", "CIDEr", shuffled=False),
+        _cell(stage, "caption", "CIDEr", shuffled=True),
+    ]
+    return f"<tr><th>{escape(STAGES[name])}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _cell(stage: StageResult, task: str, metric: str, *, shuffled: bool) -> str:
+    value = stage.metric(task, metric, shuffled=shuffled)
+    if value is None:
+        return "–"
+    digits = 1 if metric == "vqa_accuracy" else 3
+    interval = stage.interval(task, metric, shuffled=shuffled)
+    span = f"<small>{interval['low']:.{digits}f} to {interval['high']:.{digits}f}</small>" if interval else ""
+    return f"{value:.{digits}f}{span}"
+
+
+def _kinds_section(stages: Mapping[str, StageResult]) -> str:
+    """Accuracy by kind of question, at every stage and blind."""
+    name = _main_stage(stages)
+    by_kind = _by_kind(stages[name], shuffled=False)
+    if len(by_kind) < 2:
+        return ""
+    blind = _by_kind(stages[name], shuffled=True)
+    others = [other for other in stages if other != name]
+    columns = {other: _by_kind(stages[other], shuffled=False) for other in others}
+    head = "".join(f"<th>{escape(STAGES[other])}</th>" for other in others)
+    rows = ""
+    for kind, values in sorted(by_kind.items(), key=lambda pair: -_mean(pair[1])):
+        cells = f"<td>{bar(_mean(values), 'seen')}{_mean(values):.1f}</td>"
+        cells += f"<td>{bar(_mean(blind[kind]), 'blind')}{_mean(blind[kind]):.1f}</td>" if blind else ""
+        cells += "".join(
+            f"<td>{_mean(columns[other][kind]):.1f}</td>" if columns[other] else "<td>–</td>" for other in others
+        )
+        rows += f"<tr><th>{escape(kind)}</th><td>{len(values)}</td>{cells}</tr>"
+    exchanged = f"<th>{escape(STAGES[name])}, exchanged</th>" if blind else ""
+    return f"""<h2>By kind of question</h2><div class="panel"><div class="wide" style="margin:0"><table><thead><tr>
+<th>kind</th><th>questions</th><th>{escape(STAGES[name])} %</th>{exchanged}{head}</tr></thead><tbody>{rows}</tbody>
+</table></div></div>"""
+
+
+def _by_kind(stage: StageResult, *, shuffled: bool) -> dict[str, list[float]]:
+    """Per cents of every question, by its kind."""
+    kinds: dict[str, list[float]] = {}
+    for sample in stage.samples("vqa", shuffled=shuffled):
+        if sample.get("question_type"):
+            kinds.setdefault(sample["question_type"], []).append(100 * sample["accuracy"])
+    return kinds
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _curves_section(curves: Mapping[str, Curve]) -> str:
+    if not curves:
+        return ""
+    panels = "".join(
+        f'<div class="panel"><h3>{escape(_TRAINING_TITLES.get(name, name))}</h3>'
+        f'{loss_curve(curve.steps, curve.losses, name)}<p class="note" style="margin:0">{_speed(curve)}</p></div>'
+        for name, curve in curves.items()
+    )
+    return f"""<h2>How it learnt</h2><p class="note">Training loss in nats per target token, on a logarithmic scale;
+ pale: as logged, strong: running mean.</p><div class="curves">{panels}</div>"""
+
+
+def _speed(curve: Curve) -> str:
+    parts = [f"{len(curve.losses):,} values logged"]
+    if curve.samples_per_s:
+        parts.append(f"{median(curve.samples_per_s):,.0f} samples/s")
+    if curve.tokens_per_s:
+        parts.append(f"{median(curve.tokens_per_s):,.0f} tokens/s")
+    return ", ".join(parts) + (" (medians)" if len(parts) > 1 else "")
+
+
+def total_seconds(seconds: Mapping[str, float]) -> float:
+    """The entry `total`, else the sum."""
+    return seconds["total"] if "total" in seconds else sum(seconds.values())
+
+
+def _seconds_section(seconds: Mapping[str, float]) -> str:
+    steps = {name: value for name, value in seconds.items() if name != "total"}
+    if not steps:
+        return ""
+    longest = max(steps.values()) or 1.0
+    rows = "".join(
+        f'<tr><th>{escape(name)}</th><td style="width:60%"><span class="bar time"><i class="seen" '
+        f'style="width:{100 * value / longest:.1f}%"></i></span></td><td>{duration(value)}</td></tr>'
+        for name, value in steps.items()
+    )
+    whole = f"<tr><th>total</th><td></td><td><b>{duration(total_seconds(seconds))}</b></td></tr>"
+    return f'<h2>Time</h2><div class="panel"><table><tbody>{rows}{whole}</tbody></table></div>'
+
+
+def _method(stages: Mapping[str, StageResult]) -> str:
+    """What the figures mean and what they compare with."""
+    points = [
+        "Exchanged: every sample is shown the picture of another one, none its own, by one seeded exchange.",
+        "Intervals: 95 % bootstrap; all samples of one picture are drawn together. The gain is paired by question.",
+    ]
+    stage = stages[_main_stage(stages)]
+    for task, name in (("vqa", "VQA accuracy"), ("caption", "CIDEr")):
+        result = stage.result(task, shuffled=False)
+        if result is not None:
+            points.append(f"{name}: {_protocol(result)}")
+    if "nf4" in stages and "lora" in stages and (difference := change(stages["nf4"], stages["lora"])):
+        points.append(f"NF4 bundle minus LoRA: {signed(difference)} points, paired by question.")
+    items = "".join(f"<li>{point}</li>" for point in points)
+    return f"<footer><h2>How this was measured</h2><ul>{items}</ul></footer>"
+
+
+def _protocol(result: Mapping[str, Any]) -> str:
+    facts = result["protocol_facts"]
+    prompt = escape(facts["prompt"].replace("\n", "\\n"))
+    text = (
+        f"{facts['num_samples']:,} samples, prompt <code>{prompt}</code>, greedy, at most "
+        f"{facts['decoding']['max_new_tokens']} tokens, normalisation <code>{escape(facts['normalisation'])}</code>, "
+        f"protocol <code>{escape(result['protocol'])}</code>. Figures of other protocols do not compare."
+    )
+    if result.get("tokenizer") == "plain":
+        text += f" Words were split without Java's PTB tokenizer ({escape(str(result['tokenizer_reason']))})."
+    return text
