@@ -30,7 +30,9 @@ from models.errors import InputError
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 """WebDataset's own split: the key ends at the first dot of the file name."""
 
-_MAX_MEMBER_BYTES = 2**32 - 1
+_MAX_MEMBER_BYTES = 2**30
+"""One `pread` takes at most 2 GiB."""
+
 _MAX_EXTENSIONS = 2**16
 
 
@@ -144,20 +146,20 @@ def write_index(folder: Path, tables: list[ShardTable]) -> str:
 
 def _arrays(tables: list[ShardTable], codes: dict[str, int]) -> dict[str, NDArray[Any]]:
     keys = [key.encode("utf-8", "surrogateescape") for table in tables for key in table.keys]
+    samples = np.zeros(len(keys) + 1, ARRAYS["samples"])
     counts = [count for table in tables for count in table.num_members]
-    rows = [row for table in tables for row in table.members]
-    columns: dict[str, Any] = {
-        "sample_members": np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
-        "sample_keys": np.concatenate([[0], np.cumsum([len(key) for key in keys], dtype=np.int64)]),
-        "keys": np.frombuffer(b"".join(keys), dtype=np.uint8),
-        "member_offset": [row[0] for row in rows],
-        "member_size": [row[1] for row in rows],
-        "member_crc32": [row[2] for row in rows],
-        "member_extension": [codes[row[3]] for row in rows],
-        "member_width": [row[4] for row in rows],
-        "member_height": [row[5] for row in rows],
+    samples["first_member"][1:] = np.cumsum(counts, dtype=np.int64)
+    samples["key_start"][1:] = np.cumsum([len(key) for key in keys], dtype=np.int64)
+    rows = [
+        (offset, size, crc32, codes[extension], width, height)
+        for table in tables
+        for offset, size, crc32, extension, width, height in table.members
+    ]
+    return {
+        "samples": samples,
+        "members": np.array(rows, dtype=ARRAYS["members"]),
+        "keys": np.frombuffer(b"".join(keys), dtype=ARRAYS["keys"]),
     }
-    return {name: np.asarray(columns[name]).astype(dtype) for name, dtype in ARRAYS.items()}
 
 
 def _fingerprint(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
@@ -165,5 +167,5 @@ def _fingerprint(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for name in ARRAYS:
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
+        digest.update(arrays[name].tobytes())
     return digest.hexdigest()[:32]
