@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ def run_cli(main: Callable[[list[str]], int], argv: Sequence[str] | None = None)
 
     `--debug`, anywhere on the line, shows the traceback instead; it is taken out before `main` sees the arguments.
     """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

@@ -28,9 +28,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     out = quantize(arguments.bundle, arguments.out, arguments.to, force=arguments.force)
     before, after = weight_bytes(arguments.bundle), weight_bytes(out)
-    print(
-        f"{out}: {arguments.to}, {after / 1e6:.1f} MB of weights (was {before / 1e6:.1f}), open it with: sightline demo {out}"
-    )
+    sizes = f"{after / 1e6:.1f} MB of weights (was {before / 1e6:.1f})"
+    print(f"{out}: {arguments.to}, {sizes}, open it with: sightline demo {out}")
     return 0
 
 

@@ -156,8 +156,8 @@ def _stop_on_bad_loss(stage: Stage, batches: list[Batch], local_loss: float) -> 
     keys = [] if math.isfinite(local_loss) else [key for batch in batches for row in batch.keys for key in row]
     culprits = [f"rank {rank}: {', '.join(found[:8])}" for rank, found in enumerate(stage.ranks.gather(keys)) if found]
     raise InputError(
-        f"step {stage.consumed.steps + 1}: the loss is not finite ({'; '.join(culprits)}); the last checkpoint is as it "
-        f"was; lower the learning rate or look at these samples"
+        f"step {stage.consumed.steps + 1}: the loss is not finite ({'; '.join(culprits)}); the last checkpoint is as "
+        f"it was; lower the learning rate or look at these samples"
     )
 
 

@@ -17,7 +17,7 @@ if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).reso
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from models.errors import EXIT_INPUT_ERROR, InputError, run_cli
-from trainer.ranks import from_environment
+from trainer.ranks import Ranks, from_environment
 from trainer.recipe import load_recipe
 
 
@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     ranks = from_environment()
     run = Path(recipe.run)
 
+    _quiet_libraries(ranks)
     from trainer.loop import fit
     from trainer.stage import finished_checkpoint, open_stage
 
@@ -41,6 +42,18 @@ def main(argv: list[str]) -> int:
     fit(stage)
     stage.close()
     return 0
+
+
+def _quiet_libraries(ranks: Ranks) -> None:
+    """One progress bar for all ranks, and no warning about a call that DeepSpeed, not we, should modernise."""
+    import warnings
+
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    logging.set_verbosity_error()
+    if not ranks.is_first:
+        logging.disable_progress_bar()
 
 
 def quiet_followers(run: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
