@@ -61,6 +61,7 @@ def open_stream(
         tokens=tokens,
         image=image,
         max_length=config.max_length,
+        scaled_jpeg=config.jpeg == "scaled",
     )
     return RowStream(
         encoder,

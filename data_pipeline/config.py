@@ -83,6 +83,9 @@ class DataConfig(Config):
     packing: PackingConfig = PadPacking()
     max_length: Annotated[int, Field(gt=1)]
     """Longest sample in tokens, image tokens included. Nothing is ever cut."""
+    jpeg: Literal["exact", "scaled"] = "exact"
+    """`scaled` decodes JPEGs at 1/2, 1/4 or 1/8 where that leaves enough: faster, and not bit for bit what a bundle's
+    processor makes."""
     too_long: Literal["error", "skip"] = "skip"
     shuffle_window: Annotated[int, Field(gt=0)] = 4096
     num_workers: Annotated[int, Field(ge=0)] = 2

@@ -33,6 +33,7 @@ class Encoder:
         tokens: Tokens,
         image: ImageSpec,
         max_length: int,
+        scaled_jpeg: bool = False,
     ) -> None:
         self.indexes = tuple(indexes)
         self.plan = plan
@@ -40,6 +41,7 @@ class Encoder:
         self.tokens = tokens
         self.image = image
         self.max_length = max_length
+        self._at_least = image.size if scaled_jpeg else None
 
     def __call__(self, draw: Draw) -> Encoded | BadSample:
         """Read, decode and tokenize the sample of a draw."""
@@ -68,7 +70,7 @@ class Encoder:
         tiles = np.empty((len(record.pictures), size, size, 3), dtype=np.uint8)
         costs: list[int] = []
         for place, payload in enumerate(record.pictures):
-            picture = open_picture(payload)
+            picture = open_picture(payload, at_least=self._at_least)
             costs.append(num_image_tokens(self.image, picture.width, picture.height))
             tiles[place] = fit(picture, self.image)
         return *expand_images(ids, labels, self.tokens.image_token_id, costs), tiles

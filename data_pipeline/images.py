@@ -17,13 +17,14 @@ bit for bit before they rescale. No stock processor pads a centred picture with 
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from models.errors import InputError
 from models.spec import CropImage, ImageSpec, PadImage
@@ -51,8 +52,12 @@ def header_size(stream: BinaryIO) -> tuple[int, int]:
         return 0, 0
 
 
-def open_picture(source: bytes | Path | str) -> Image.Image:
+def open_picture(source: bytes | Path | str, *, at_least: int | None = None) -> Image.Image:
     """Decode a file or its bytes to an upright RGB picture, as the module's docstring says.
+
+    Args:
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps so many pixels,
+            which is several times faster and changes pixels by about half a level of 255 on average.
 
     Raises:
         PictureError: not a picture, damaged, cut short, or larger than `MAX_PIXELS`.
@@ -64,6 +69,8 @@ def open_picture(source: bytes | Path | str) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(stream, formats=FORMATS) as picture:
                 _refuse_bomb(picture, where)
+                if at_least is not None:
+                    picture.draft(None, (at_least, at_least))
                 picture.seek(0)
                 picture.load()
                 return _to_rgb(_upright(picture))
@@ -88,9 +95,10 @@ def _one_line(error: Exception) -> str:
 def _upright(picture: Image.Image) -> Image.Image:
     """Apply EXIF orientation; a damaged EXIF block says nothing."""
     try:
-        return ImageOps.exif_transpose(picture)
+        is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(picture) if is_turned else picture
     except Exception:
-        return picture.copy()
+        return picture
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -136,15 +144,35 @@ def pad_colour(rule: PadImage, mean: tuple[float, float, float]) -> tuple[int, i
 
 
 def _crop(picture: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Shorter side to `size` (the longer rounded down), then the central square."""
+    """Shorter side to `size` (the longer rounded down), then the central square.
+
+    What is cut off is not computed where Pillow allows that without changing a bit.
+    """
     width, height = picture.size
-    short, long = min(width, height), max(width, height)
-    new_long = int(size * long / short)
+    new_long = int(size * max(width, height) / min(width, height))
     _refuse_thread(picture, size * new_long)
-    scaled = (size, new_long) if width <= height else (new_long, size)
-    left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
-    resized = picture.resize(scaled, Image.Resampling.BICUBIC)
-    return np.asarray(resized)[top : top + size, left : left + size]
+    start = (new_long - size) // 2
+    first, end = exact_window(start, start + size, max(width, height), new_long)
+    scale = max(width, height) / new_long
+    skip = slice(start - first, start - first + size)
+    if width <= height:
+        box: tuple[float, float, float, float] = (0, first * scale, width, end * scale)
+        return np.asarray(picture.resize((size, end - first), Image.Resampling.BICUBIC, box))[skip]
+    box = (first * scale, 0, end * scale, height)
+    return np.asarray(picture.resize((end - first, size), Image.Resampling.BICUBIC, box))[:, skip]
+
+
+def exact_window(start: int, end: int, length: int, new_length: int) -> tuple[int, int]:
+    """The smallest range around [start, end) of a resized side whose edges Pillow's `box` can express exactly.
+
+    Pillow takes the box in single precision: an edge that is not a dyadic fraction of the source would shift every
+    filter by a hair and change pixels by one. 640 x 480 needs nothing around; a side that shares no factor needs all.
+    """
+    step = new_length // math.gcd(length, new_length)
+    step //= step & -step  # powers of two cost nothing
+    first, last = start - start % step, min(end + -end % step, new_length)
+    edges = np.array([first, last]) * (length / new_length)
+    return (first, last) if np.array_equal(edges.astype(np.float32), edges) else (0, new_length)
 
 
 def _pad(picture: Image.Image, size: int, colour: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -8,6 +8,8 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -17,7 +19,7 @@ from models.spec import CropImage, ImageSpec, PadImage
 from tests.support.paths import data, needs_data
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SIZES = [(20, 20), (37, 24), (24, 37), (101, 33), (500, 31), (8, 8), (640, 480), (335, 336)]
+SIZES = [(20, 20), (37, 24), (24, 37), (101, 33), (500, 31), (8, 8), (640, 480), (335, 336), (500, 333), (480, 640)]
 
 
 def spec(rule: CropImage | PadImage, size: int = 32) -> ImageSpec:
@@ -57,6 +59,31 @@ def test_equals_the_stock_processor_on_photos(rule: CropImage | PadImage) -> Non
     assert paths
     for path in paths:
         assert_equal_to_stock(open_picture(path), rule, 336)
+
+
+@settings(deadline=None, max_examples=60)
+@given(width=st.integers(1, 400), height=st.integers(1, 400), size=st.sampled_from([16, 31, 64]))
+def test_not_computing_what_is_cut_off_changes_no_bit(width: int, height: int, size: int) -> None:
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    long = int(size * max(width, height) / min(width, height))
+    resized = picture.resize((size, long) if width <= height else (long, size), Image.Resampling.BICUBIC)
+    left, top = ((side - size) // 2 for side in resized.size)
+    expected = np.asarray(resized)[top : top + size, left : left + size]
+    assert np.array_equal(fit(picture, spec(CropImage(), size)), expected)
+
+
+@needs_data
+def test_scaled_decoding_changes_pixels_little() -> None:
+    """Mean difference over photographs at twice the encoder's size and more; docs/benchmarks.md states it too."""
+    wanted = spec(CropImage(), 128)
+    differences = []
+    for path in sorted(data("dali_photos").rglob("*.jp*g"))[:20]:
+        exact, scaled = open_picture(path), open_picture(path, at_least=128)
+        assert min(scaled.size) >= min(128, *exact.size)
+        ours = fit(scaled, wanted).astype(int)
+        differences.append(float(np.abs(ours - fit(exact, wanted)).mean()))
+    assert np.median(differences) < 2
 
 
 def encoded(picture: Image.Image, file_format: str, **options: object) -> bytes:
