@@ -18,10 +18,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 
+from data_pipeline.images import open_picture
 from eval.decoding import AnswerText, Chooser, Decoding
 from eval.prompts import Prompt, Query, Turn, collate, encode, encode_answered
+from models.bundle import Manifest, read_manifest
+from models.bundle import verify as verify_bundle
 from models.errors import InputError
 
 __all__ = ["AnswerStream", "Decoding", "Predictor", "Query", "Turn"]
@@ -38,7 +41,7 @@ class Predictor:
 
     def __init__(self, model: Any, processor: Any, *, device: str | torch.device) -> None:
         self.model, self.processor, self.device = model, processor, torch.device(device)
-        self.manifest: Any = None
+        self.manifest: Manifest | None = None
         """The bundle's manifest, where the model came from one."""
         tokenizer = processor.tokenizer
         self._end_ids = _end_ids(model, tokenizer)
@@ -56,7 +59,7 @@ class Predictor:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         folder, place = Path(path), _device(device)
-        manifest = _read_manifest(folder, verify=verify)
+        manifest = verify_bundle(folder) if verify else read_manifest(folder)
         try:
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
             model = AutoModelForImageTextToText.from_pretrained(
@@ -111,7 +114,7 @@ class Predictor:
 
     def chat(self, picture: str | PathLike[str] | bytes | Image.Image, question: str, **decoding: Any) -> str:
         """Answer one question about one picture: a path, the bytes of a file, or a PIL image."""
-        query = Query((_open_picture(picture),), (Turn("user", question),))
+        query = Query((_rgb(picture),), (Turn("user", question),))
         return self.answer([query], Decoding(**decoding))[0]
 
     def _texts(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[AnswerText]:
@@ -272,34 +275,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _open_picture(picture: str | PathLike[str] | bytes | Image.Image) -> Image.Image:
-    import io
-
-    from PIL import ImageOps
-
+def _rgb(picture: str | PathLike[str] | bytes | Image.Image) -> Image.Image:
     if isinstance(picture, Image.Image):
         return ImageOps.exif_transpose(picture).convert("RGB")
-    try:
-        opened = Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
-        return ImageOps.exif_transpose(opened).convert("RGB")
-    except OSError as error:
-        name = "the picture" if isinstance(picture, bytes) else str(picture)
-        raise InputError(f"{name} does not open as a picture: {error}") from error
-
-
-def _read_manifest(folder: Path, *, verify: bool) -> Any:
-    import hashlib
-    import json
-    from types import SimpleNamespace
-
-    path = folder / "sightline.json"
-    if not path.is_file():
-        raise InputError(f"{folder} is no bundle: it has no sightline.json; tools.merge and tools.quantize make one")
-    manifest = json.loads(path.read_text())
-    for name, digest in manifest["files"].items() if verify else ():
-        file = folder / name
-        if not file.is_file():
-            raise InputError(f"{folder} lacks {name}, which its sightline.json lists: make the bundle again")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            raise InputError(f"{file} is not what sightline.json says: make the bundle again")
-    return SimpleNamespace(**manifest)
+    return open_picture(picture if isinstance(picture, bytes) else Path(picture))

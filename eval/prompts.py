@@ -54,7 +54,7 @@ class Prompt:
 
 def encode(processor: Any, query: Query) -> Prompt:
     """Render the chat and prepare its pictures. Control tokens that a turn's text spells stay plain text."""
-    return _encode(processor, _messages(query), add_generation_prompt=True)
+    return _encode(processor, _messages(query), _guard(processor, query), add_generation_prompt=True)
 
 
 def encode_answered(processor: Any, query: Query, answer: str, end_ids: frozenset[int]) -> tuple[Prompt, int]:
@@ -62,14 +62,14 @@ def encode_answered(processor: Any, query: Query, answer: str, end_ids: frozense
 
     The template decides how an answer ends; where it puts no end token, one is added.
     """
-    messages = _messages(query)
+    messages, guard = _messages(query), _guard(processor, query, answer)
     answered = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-    question_ids = _plain_ids(processor, messages, add_generation_prompt=True)
-    chat_ids = _plain_ids(processor, answered, add_generation_prompt=False)
+    question_ids = _plain_ids(processor, messages, guard, add_generation_prompt=True)
+    chat_ids = _plain_ids(processor, answered, guard, add_generation_prompt=False)
     num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(question_ids, chat_ids, strict=False)))
     targets = chat_ids[num_shared:]
     num_kept = next((at + 1 for at, token in enumerate(targets) if token in end_ids), len(targets))
-    prompt = _encode(processor, answered, add_generation_prompt=False)
+    prompt = _encode(processor, answered, guard, add_generation_prompt=False)
     ids = prompt.ids[: len(prompt.ids) - (len(targets) - num_kept)]
     if not targets or targets[num_kept - 1] not in end_ids:
         ids, num_kept = [*ids, min(end_ids)], num_kept + 1
@@ -109,20 +109,34 @@ def _messages(query: Query) -> list[dict[str, Any]]:
     return messages
 
 
-def _encode(processor: Any, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> Prompt:
-    encoded = processor.apply_chat_template(
-        messages,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=add_generation_prompt,
-        sanitize_control_tokens=True,
-    )
+def _guard(processor: Any, query: Query, *more: str) -> dict[str, bool]:
+    """What keeps control tokens that a text spells plain text. Without any, prompts are rendered as stock ones are."""
+    tokens = {processor.image_token, *processor.tokenizer.all_special_tokens}
+    texts = [turn.text for turn in query.turns] + list(more)
+    return {"sanitize_control_tokens": True} if any(token in text for token in tokens for text in texts) else {}
+
+
+def _encode(
+    processor: Any, messages: list[dict[str, Any]], guard: dict[str, bool], *, add_generation_prompt: bool
+) -> Prompt:
+    try:
+        encoded = processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=add_generation_prompt,
+            **guard,
+        )
+    except NotImplementedError as error:  # where not the template but the tokenizer begins a text
+        raise InputError("the chat spells one of the model's control tokens: leave it out") from error
     pixels = {name: value for name, value in encoded.items() if name not in ("input_ids", "attention_mask")}
     return Prompt(encoded["input_ids"][0].tolist(), pixels)
 
 
-def _plain_ids(processor: Any, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> list[int]:
+def _plain_ids(
+    processor: Any, messages: list[dict[str, Any]], guard: dict[str, bool], *, add_generation_prompt: bool
+) -> list[int]:
     """Token ids with one placeholder a picture; enough to see where the answer begins, and far cheaper."""
     encoded = processor.tokenizer.apply_chat_template(
         messages,
@@ -130,6 +144,6 @@ def _plain_ids(processor: Any, messages: list[dict[str, Any]], *, add_generation
         tokenize=True,
         return_dict=True,
         add_generation_prompt=add_generation_prompt,
-        sanitize_control_tokens=True,
+        **guard,
     )
     return list(encoded["input_ids"])

@@ -1,0 +1,207 @@
+"""The demo in a real Chromium: what a visitor does, on a desk and on a telephone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.bundles import picture
+from tests.support.pages import running_page
+
+CHROMIUM = os.environ.get("SIGHTLINE_CHROMIUM", shutil.which("chromium") or shutil.which("chromium-browser") or "")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium: apt-get install chromium"),
+]
+playwright_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+expect = playwright_api.expect
+
+DESK, TELEPHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
+LAST_ANSWER = "#chat .message.bot >> nth=-1"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_page(tmp_path_factory.mktemp("page"), with_examples=True) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    opened = browser.new_page(viewport=DESK)
+    opened.set_default_timeout(20_000)
+    opened.goto(address)
+    yield opened
+    opened.close()
+
+
+def upload(page: Any, path: Path) -> None:
+    page.set_input_files("#picture input[type=file]", str(path))
+
+
+def ask(page: Any, question: str) -> None:
+    page.fill("#question textarea", question)
+    page.press("#question textarea", "Enter")
+
+
+def wait_for_the_end(page: Any, num_answers: int) -> None:
+    expect(page.locator("#chat .message.bot")).to_have_count(num_answers)
+    expect(page.locator("#speed .status")).to_contain_text("token")
+
+
+def photo(folder: Path, kind: str = "circle") -> Path:
+    path = folder / f"{kind}.png"
+    picture(kind).save(path)
+    return path
+
+
+def test_a_visitor_uploads_asks_and_asks_again(page: Any, tmp_path: Path) -> None:
+    upload(page, photo(tmp_path))
+    expect(page.locator("#picture img")).to_be_visible()
+    watch_lengths(page)
+    ask(page, "What is in the picture?")
+    wait_for_the_end(page, 1)
+    lengths = page.evaluate("window.lengths")
+    assert len(lengths) >= 3, "the answer must be seen to grow"
+    assert lengths == sorted(lengths)
+    first = page.inner_text(LAST_ANSWER)
+    ask(page, "Which colour is it?")
+    wait_for_the_end(page, 2)
+    expect(page.locator("#chat .message.user")).to_have_count(2)
+    assert page.locator("#chat .message.bot").first.inner_text() == first
+    expect(page.locator("#model")).to_contain_text("tokens/s (median of")
+    expect(page.locator("#notice .notice")).to_have_count(0)
+
+
+def watch_lengths(page: Any) -> None:
+    """Note every new length of the answer while it is written, in the page itself."""
+    page.evaluate(
+        """() => { window.lengths = [];
+        new MutationObserver(() => {
+            const bot = [...document.querySelectorAll('#chat .message.bot')].pop();
+            const length = bot ? bot.innerText.length : 0;
+            if (length && length !== window.lengths.at(-1)) window.lengths.push(length);
+        }).observe(document.querySelector('#chat'), {childList: true, subtree: true, characterData: true}); }"""
+    )
+
+
+def test_stop_ends_an_answer_and_the_next_question_goes_on(page: Any, tmp_path: Path) -> None:
+    upload(page, photo(tmp_path))
+    expect(page.locator("#picture img")).to_be_visible()
+    page.click("#decoding button")
+    page.locator("#decoding input[type=number]").nth(2).fill("400")
+    page.locator("#decoding input[type=number]").nth(0).fill("2")  # hot, so that no end token comes soon
+    page.locator("#decoding input[type=number]").nth(0).press("Tab")
+    ask(page, "What is in the picture?")
+    page.click("#question .stop-button")
+    expect(page.locator("#question .submit-button")).to_be_visible()
+    stopped = page.inner_text(LAST_ANSWER)
+    page.wait_for_timeout(500)
+    assert page.inner_text(LAST_ANSWER) == stopped
+    page.locator("#decoding input[type=number]").nth(2).fill("20")
+    page.locator("#decoding input[type=number]").nth(2).press("Tab")
+    ask(page, "Which colour is it?")
+    wait_for_the_end(page, 2)
+
+
+def test_retry_answers_anew(page: Any, tmp_path: Path) -> None:
+    page.click("#decoding button")
+    page.locator("#decoding input[type=number]").nth(0).fill("1")
+    page.locator("#decoding input[type=number]").nth(0).press("Tab")
+    ask(page, "What is it?")
+    wait_for_the_end(page, 1)
+    first = page.inner_text(LAST_ANSWER)
+    page.click("#chat button[aria-label='Retry'], #chat button[title='Retry']")
+    playwright_api.expect(page.locator(LAST_ANSWER)).not_to_have_text(first)
+    wait_for_the_end(page, 1)
+
+
+def test_an_example_and_a_suggestion_take_two_clicks(page: Any) -> None:
+    page.locator("#examples button, .gallery-item").first.click()
+    expect(page.locator("#picture img")).to_be_visible()
+    page.locator("#chat .example").first.click()
+    wait_for_the_end(page, 1)
+    expect(page.locator("#chat .message.user")).to_have_text("What is in the picture?")
+
+
+def test_another_picture_clears_the_chat(page: Any, tmp_path: Path) -> None:
+    upload(page, photo(tmp_path))
+    expect(page.locator("#picture img")).to_be_visible()
+    ask(page, "What is it?")
+    wait_for_the_end(page, 1)
+    page.locator(".gallery-item").nth(1).click()
+    expect(page.locator("#chat .message")).to_have_count(0)
+
+
+def test_a_bad_file_is_told_and_the_page_goes_on(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_bytes(b"this is no picture")
+    upload(page, tmp_path / "text.png")
+    expect(page.locator("#picture-notice .notice")).to_contain_text("no picture that can be read")
+    upload(page, photo(tmp_path))
+    expect(page.locator("#picture img")).to_be_visible()
+    expect(page.locator("#picture-notice .notice")).to_have_count(0)
+    ask(page, "What is it?")
+    wait_for_the_end(page, 1)
+
+
+def test_too_large_a_file_is_told_and_the_page_goes_on(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "huge.png").write_bytes(bytes(21_000_000))
+    upload(page, tmp_path / "huge.png")
+    expect(page.locator(".toast-body")).to_contain_text("size")
+    upload(page, photo(tmp_path))
+    expect(page.locator("#picture img")).to_be_visible()
+    ask(page, "What is it?")
+    wait_for_the_end(page, 1)
+
+
+def test_an_address_that_is_not_public_is_told(page: Any) -> None:
+    page.fill("#address input", "http://169.254.169.254/latest/meta-data")
+    page.press("#address input", "Enter")
+    expect(page.locator("#picture-notice .notice")).to_contain_text("not a public address")
+
+
+def test_markup_in_a_question_is_text(page: Any) -> None:
+    question = "<b>bold</b> <image> & <script>document.title='owned'</script>"
+    ask(page, question)
+    wait_for_the_end(page, 1)
+    expect(page.locator("#chat .message.user")).to_have_text(question)
+    assert page.title() == "Sightline"
+
+
+def test_nothing_is_loaded_from_elsewhere(browser: Any, address: str) -> None:
+    page, hosts = browser.new_page(viewport=DESK), set()
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2] if "://" in request.url else "inline"))
+    page.goto(address)
+    expect(page.locator("#question textarea")).to_be_visible()
+    page.wait_for_timeout(500)
+    page.close()
+    assert hosts <= {address.split("/")[2], "inline"}
+
+
+def test_it_fits_a_telephone(browser: Any, address: str, tmp_path: Path) -> None:
+    page = browser.new_page(viewport=TELEPHONE, has_touch=True, is_mobile=True)
+    page.set_default_timeout(20_000)
+    page.goto(address)
+    upload(page, photo(tmp_path))
+    expect(page.locator("#picture img")).to_be_visible()
+    ask(page, "What is in the picture?")
+    wait_for_the_end(page, 1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= TELEPHONE["width"], "it must not scroll sideways"
+    order = [page.locator(f"#{name}-column").bounding_box()["y"] for name in ("picture", "chat", "side")]
+    assert order == sorted(order)
+    page.close()
