@@ -9,7 +9,7 @@ import pytest
 
 from eval.run import main
 from models.errors import run_cli
-from tests.eval.conftest import PROMPT, TinyBenchmark, write
+from tests.support.benchmarks import PROMPT, TinyBenchmark, write
 from tests.support.bundles import make_bundle
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from eval.splits import read_captions, read_questions
 from models.errors import InputError
-from tests.eval.conftest import TinyBenchmark, write
+from tests.support.benchmarks import TinyBenchmark, write
 from tests.support.paths import data, needs_data
 
 

@@ -9,7 +9,7 @@ import pytest
 from eval.tasks import make_task
 from eval.tasks.config import CaptionConfig, CaptionData, ImageGainConfig, QuestionData, VqaConfig
 from models.errors import InputError
-from tests.eval.conftest import PROMPT, Seer, TinyBenchmark
+from tests.support.benchmarks import PROMPT, Seer, TinyBenchmark
 
 
 def vqa_config(tiny: TinyBenchmark, **options: object) -> VqaConfig:

@@ -13,9 +13,9 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 
-from tools.report.stages import STAGES, AnsweredSample, StageResult, answered_samples
+from tools.report.stages import SHORT_NAMES, AnsweredSample, StageResult, answered_samples
 
-_NUM_ANSWERS, _NUM_WRONG, _NUM_CAPTIONS = 9, 6, 4
+_NUM_ANSWERS, _NUM_WRONG, _NUM_CAPTIONS = 8, 6, 4
 _RIGHT_FROM = 0.5
 """Accuracy from which an answer counts as right on a card."""
 _MAX_EMBEDDED_BYTES = 24_000
@@ -34,7 +34,7 @@ def sample_sections(stages: Mapping[str, StageResult], seed: int) -> list[str]:
     still_wrong = draw([sample for sample in wrong if sample not in shown], _NUM_WRONG, lot)
     note = f"{len(shown)} of {len(questions):,} questions, drawn by lot, not picked."
     wrong_note = f"{len(still_wrong)} of the {len(wrong):,} that the last stage gets wrong, drawn by lot."
-    caption_note = "Drawn by lot; below each, one of its reference captions."
+    caption_note = f"{min(len(captions), _NUM_CAPTIONS)} of {len(captions):,} pictures, drawn by lot."
     return [
         _section("Answers", note, shown),
         _section("What it still gets wrong", wrong_note, still_wrong),
@@ -55,33 +55,36 @@ def draw(samples: Sequence[AnsweredSample], number: int, lot: random.Random) -> 
 def _section(title: str, note: str, samples: Sequence[AnsweredSample], kind: str = "") -> str:
     if not samples:
         return ""
-    cards = "".join(_card(sample, kind) for sample in samples)
+    cards = "".join(_card(sample, is_caption=kind == "captions") for sample in samples)
     return f'<h2>{title}</h2><p class="note">{note}</p><div class="samples {kind}">{cards}</div>'
 
 
-def _card(sample: AnsweredSample, kind: str) -> str:
+def _card(sample: AnsweredSample, *, is_caption: bool) -> str:
     rows = "".join(
-        f"<dt>{escape(STAGES[name])}</dt><dd>{_said(answer)}</dd><dd>{_verdict(sample.accuracies.get(name))}</dd>"
+        _row(SHORT_NAMES[name], _verdict(sample.accuracies[name]), _said(answer))
         for name, answer in sample.answers.items()
     )
-    truth = escape(sample.references[0])
-    name = "reference" if kind else "right answer"
-    rows += f'<dt class="truth">{name}</dt><dd class="truth">{truth}</dd><dd class="truth"></dd>'
+    rows += _row("reference", "", escape(sample.references[0]), "truth") if is_caption else ""
+    rows += "" if is_caption else _row("right", "<dd></dd>", escape(sample.references[0]), "truth")
     question = f"<h3>{escape(sample.question)}</h3>" if sample.question else ""
-    card = "sample caption" if kind else "sample"
-    return f'<article class="{card}">{_image(sample)}<div>{question}<dl>{rows}</dl></div></article>'
+    return f'<article class="sample">{_image(sample)}<div>{question}<dl>{rows}</dl></div></article>'
+
+
+def _row(name: str, verdict: str, text: str, kind: str = "") -> str:
+    return f'<div class="{kind}"><dt>{name}</dt>{verdict}<dd>{text}</dd></div>'
 
 
 def _said(answer: str) -> str:
-    return escape(answer) if answer.strip() else '<span class="empty">nothing</span>'
+    return escape(answer) if answer.strip() else '<span class="empty">(no words)</span>'
 
 
 def _verdict(accuracy: float | None) -> str:
+    """A mark, or nothing for a caption, which is not right or wrong."""
     if accuracy is None:
         return ""
-    if accuracy >= _RIGHT_FROM:
-        return '<span class="right-mark" title="right">✓</span>'
-    return '<span class="wrong-mark" title="wrong">✗</span>'
+    is_right = accuracy >= _RIGHT_FROM
+    kind, mark = ("right", "✓") if is_right else ("wrong", "✗")
+    return f'<dd class="{kind}-mark" title="{kind}">{mark}</dd>'
 
 
 def _image(sample: AnsweredSample) -> str:

@@ -41,7 +41,8 @@ def _dot_row(name: str, stage: StageResult) -> str:
         marks += _whisker(stage.interval("vqa", "vqa_accuracy", shuffled=True), "blind")
         marks += f'<b class="blind" style="left:{blind:.2f}%" title="exchanged: {blind:.1f} %"></b>'
     marks += f'<b class="right" style="left:{right:.2f}%" title="right picture: {right:.1f} %"></b>'
-    side = "left" if right > 85 else "right"
+    is_below_blind = blind is not None and 14 < right < blind
+    side = "left" if right > 85 or is_below_blind else "right"
     value = f'<span class="value {side}" style="left:{right:.2f}%">{right:.1f}</span>'
     if side == "left" and blind is not None and right - blind < 14:
         value = ""  # the ring would lie under the figure
@@ -79,7 +80,7 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], label: str) -> str
     smooth = running_mean([loss for _, loss in kept], max(1, round(len(kept) * _SMOOTHING)))
     low, high = min(loss for _, loss in kept), max(loss for _, loss in kept)
     ticks = log_ticks(low, high)
-    scale = _LogScale(min(low, ticks[0]), max(high, ticks[-1]))
+    scale = _LogScale(ticks[0], ticks[-1])
     first, last = kept[0][0], kept[-1][0]
     raw = _points([(step, loss) for step, loss in kept], first, last, scale)
     mean = _points([(step, value) for (step, _), value in zip(kept, smooth, strict=True)], first, last, scale)
@@ -115,10 +116,9 @@ def running_mean(values: Sequence[float], half_window: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Ticks 1, 2, 5 times powers of ten inside [low, high], or the two ends where fewer than two fall inside."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    """1, 2, 5 times powers of ten from the last at or below `low` to the first at or above `high`."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     ticks = [float(f"{lead}e{power}") for power in powers for lead in (1, 2, 5)]
-    inside = [tick for tick in ticks if low <= tick <= high]
-    if len(inside) >= 2:
-        return inside
-    return [float(f"{low:.2g}"), float(f"{high * 1.0001:.2g}")] if high > low * 1.02 else [low * 0.9, high * 1.1]
+    first = max(place for place, tick in enumerate(ticks) if tick <= low)
+    last = min(place for place, tick in enumerate(ticks) if tick >= high)
+    return ticks[first : max(last, first + 1) + 1]

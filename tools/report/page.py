@@ -69,11 +69,9 @@ def _lead(stages: Mapping[str, StageResult]) -> str:
     accuracy = stage.metric("vqa", "vqa_accuracy", shuffled=False)
     if accuracy is None:
         return ""
+    when = STAGES[name][0].upper() + STAGES[name][1:]
     number = len(stage.samples("vqa"))
-    text = (
-        f"{STAGES[name].capitalize()}, the model answers <b class=seen>{accuracy:.1f} %</b> of {number:,} held-out "
-        "questions right."
-    )
+    text = f"{when}, the model answers <b class=seen>{accuracy:.1f} %</b> of {number:,} held-out questions right."
     blind = stage.metric("vqa", "vqa_accuracy", shuffled=True)
     if blind is not None:
         text += (
@@ -90,9 +88,9 @@ def _tiles(stages: Mapping[str, StageResult], seconds: Mapping[str, float]) -> s
     if accuracy is not None:
         tiles.append((f"{accuracy:.1f} <small>%</small>", f"VQA accuracy {STAGES[name]}"))
     if gain is not None:
-        tiles.append((f"{gain.estimate:+.1f} <small>points</small>", "above exchanged pictures"))
+        tiles.append((f"{_minus(gain.estimate)} <small>points</small>", "above exchanged pictures"))
     if name == "lora" and "nf4" in stages and (difference := change(stages["nf4"], stages["lora"])):
-        tiles.append((f"{difference.estimate:+.1f} <small>points</small>", "NF4 bundle against LoRA"))
+        tiles.append((f"{_minus(difference.estimate)} <small>points</small>", "NF4 bundle against LoRA"))
     cider = stages[name].metric("caption", "CIDEr", shuffled=False)
     if cider is not None:
         tiles.append((f"{cider:.2f}", f"CIDEr {STAGES[name]}"))
@@ -100,6 +98,11 @@ def _tiles(stages: Mapping[str, StageResult], seconds: Mapping[str, float]) -> s
         tiles.append((duration(total_seconds(seconds)), "for the whole chain"))
     cells = "".join(f'<div class="tile"><b>{value}</b><span>{escape(what)}</span></div>' for value, what in tiles)
     return f'<div class="tiles">{cells}</div>' if tiles else ""
+
+
+def _minus(value: float) -> str:
+    """A signed number with a true minus sign."""
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def _accuracy_section(stages: Mapping[str, StageResult]) -> str:
@@ -124,7 +127,7 @@ def _stage_row(name: str, stage: StageResult) -> str:
     cells = [
         _cell(stage, "vqa", "vqa_accuracy", shuffled=False),
         _cell(stage, "vqa", "vqa_accuracy", shuffled=True),
-        "–" if gain is None else f"{gain.estimate:+.1f}<small>{gain.low:+.1f} to {gain.high:+.1f}</small>",
+        "–" if gain is None else f"{_minus(gain.estimate)}<small>{_minus(gain.low)} to {_minus(gain.high)}</small>",
         _cell(stage, "caption", "CIDEr", shuffled=False),
         _cell(stage, "caption", "CIDEr", shuffled=True),
     ]
@@ -153,16 +156,20 @@ def _kinds_section(stages: Mapping[str, StageResult]) -> str:
     head = "".join(f"<th>{escape(STAGES[other])}</th>" for other in others)
     rows = ""
     for kind, values in sorted(by_kind.items(), key=lambda pair: -_mean(pair[1])):
-        cells = f"<td>{bar(_mean(values), 'seen')}{_mean(values):.1f}</td>"
-        cells += f"<td>{bar(_mean(blind[kind]), 'blind')}{_mean(blind[kind]):.1f}</td>" if blind else ""
+        cells = _bar_cell(_mean(values), "seen")
+        cells += _bar_cell(_mean(blind[kind]), "blind") if blind else ""
         cells += "".join(
             f"<td>{_mean(columns[other][kind]):.1f}</td>" if columns[other] else "<td>–</td>" for other in others
         )
         rows += f"<tr><th>{escape(kind)}</th><td>{len(values)}</td>{cells}</tr>"
     exchanged = f"<th>{escape(STAGES[name])}, exchanged</th>" if blind else ""
-    return f"""<h2>By kind of question</h2><div class="panel"><div class="wide" style="margin:0"><table><thead><tr>
+    return f"""<h2>By kind of question</h2><div class="panel"><div class="wide"><table><thead><tr>
 <th>kind</th><th>questions</th><th>{escape(STAGES[name])} %</th>{exchanged}{head}</tr></thead><tbody>{rows}</tbody>
 </table></div></div>"""
+
+
+def _bar_cell(percent: float, kind: str) -> str:
+    return f"<td>{bar(percent, kind)}<span>{percent:.1f}</span></td>"
 
 
 def _by_kind(stage: StageResult, *, shuffled: bool) -> dict[str, list[float]]:

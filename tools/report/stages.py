@@ -23,6 +23,7 @@ STAGES: dict[str, str] = {
     "nf4": "NF4 bundle",
 }
 """The stages that a report knows, in the order of the run, and what they are called on the page."""
+SHORT_NAMES: dict[str, str] = {"before": "before", "align": "align", "lora": "LoRA", "nf4": "NF4"}
 
 
 @dataclass(frozen=True)

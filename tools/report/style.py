@@ -32,7 +32,13 @@ p { margin: 0 0 12px; max-width: 70ch; text-wrap: pretty; }
 .tile span { color: var(--soft); font-size: 0.85rem; line-height: 1.35; display: block; }
 
 .panel { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 20px 22px; }
-.wide { overflow-x: auto; margin: 16px 0 0; }
+.wide { overflow-x: auto; margin: 16px 0 0;
+  background: linear-gradient(90deg, var(--card) 40%, transparent) 0 0 / 40px 100%,
+  linear-gradient(270deg, var(--card) 40%, transparent) 100% 0 / 40px 100%,
+  linear-gradient(90deg, rgb(0 0 0 / 14%), transparent) 0 0 / 12px 100%,
+  linear-gradient(270deg, rgb(0 0 0 / 14%), transparent) 100% 0 / 12px 100%;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }
+h2 + .panel { margin-top: 14px; } .panel > .wide:first-child { margin-top: 0; }
 table { border-collapse: collapse; width: 100%; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 7px 0 7px 18px; border-bottom: 1px solid var(--line); white-space: nowrap;
   vertical-align: baseline; }
@@ -47,7 +53,7 @@ td small { color: var(--soft); font-size: 0.8rem; display: block; line-height: 1
 .legend i.seen { background: var(--seen); } .legend i.blind { border: 2px solid var(--blind); }
 .legend i.whisker { height: 3px; width: 20px; border-radius: 2px; background: var(--soft); vertical-align: 3px; }
 
-.dots { position: relative; --label: 140px; padding-bottom: 22px; }
+.dots { position: relative; --label: 152px; padding-bottom: 22px; }
 .dot-grid, .dot-axis { position: absolute; left: var(--label); right: 14px; top: 0; bottom: 22px; }
 .dot-grid i { position: absolute; top: 0; bottom: 0; width: 1px; background: var(--line); }
 .dot-axis { top: auto; bottom: 0; height: 18px; }
@@ -67,7 +73,8 @@ td small { color: var(--soft); font-size: 0.8rem; display: block; line-height: 1
 .track .value.right { transform: translateX(11px); } .track .value.left { transform: translateX(calc(-100% - 11px)); }
 
 .bar { display: inline-block; width: 84px; height: 7px; border-radius: 4px; background: var(--faint); overflow: hidden;
-  margin-right: 10px; vertical-align: 1px; }
+  margin-right: 4px; vertical-align: 1px; }
+.bar + span { display: inline-block; min-width: 3.2em; }
 .bar i { display: block; height: 100%; border-radius: 4px; background: var(--seen); }
 .bar i.blind { background: var(--blind); }
 .bar.time { width: 100%; margin: 0; min-width: 60px; }
@@ -88,20 +95,20 @@ td small { color: var(--soft); font-size: 0.8rem; display: block; line-height: 1
 .curve .x { grid-column: 2; display: flex; justify-content: space-between; font-size: 0.75rem; color: var(--soft);
   padding-top: 4px; }
 
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(310px, 100%), 1fr)); gap: 14px;
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 14px;
   margin-top: 16px; }
-.sample { display: grid; grid-template-columns: 104px 1fr; gap: 14px; background: var(--card); padding: 14px;
+.sample { display: grid; grid-template-columns: 112px minmax(0, 1fr); gap: 16px; background: var(--card); padding: 14px;
   border: 1px solid var(--line); border-radius: 12px; align-items: start; }
-.sample img { width: 104px; height: 104px; object-fit: contain; border-radius: 6px; background: var(--faint);
+.sample img { width: 112px; height: 112px; object-fit: contain; border-radius: 6px; background: var(--faint);
   display: block; }
 .sample img.tiny { image-rendering: pixelated; }
-.sample h3 { line-height: 1.35; font-weight: 600; overflow-wrap: anywhere; }
-.sample dl { margin: 6px 0 0; font-size: 0.86rem; line-height: 1.4; display: grid; grid-template-columns: auto 1fr auto;
-  gap: 2px 10px; }
-.sample dt { color: var(--soft); } .sample dd { margin: 0; overflow-wrap: anywhere; }
-.sample .truth { border-top: 1px solid var(--line); padding-top: 3px; margin-top: 2px; }
-.sample.caption { grid-template-columns: 104px 1fr; }
-.samples.captions { grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); }
+.sample h3 { line-height: 1.35; font-weight: 600; overflow-wrap: break-word; margin-bottom: 6px; }
+.sample dl { margin: 0; font-size: 0.88rem; line-height: 1.4; }
+.sample dl > div { display: grid; grid-template-columns: 3.4em 1em minmax(0, 1fr); gap: 10px;
+  padding: 2px 0; }
+.captions dl > div { grid-template-columns: 4.8em minmax(0, 1fr); }
+.sample dt { color: var(--soft); } .sample dd { margin: 0; overflow-wrap: break-word; }
+.sample .truth { border-top: 1px solid var(--line); margin-top: 3px; padding-top: 4px; }
 .empty { color: var(--soft); font-style: italic; }
 
 footer { margin-top: 56px; border-top: 1px solid var(--line); padding-top: 20px; }
@@ -111,11 +118,11 @@ ul { margin: 8px 0 0; padding-left: 20px; max-width: 74ch; } li { margin: 0 0 6p
 code { font: 0.85em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 
 @media (max-width: 640px) {
-  main { padding: 24px 16px 48px; } .panel { padding: 16px 14px; } .dots { --label: 92px; }
+  main { padding: 24px 16px 48px; } .panel { padding: 16px 14px; } .dots { --label: 104px; }
   .dot-row { font-size: 0.82rem; line-height: 1.25; } .tile { padding: 12px 14px; } .tile b { font-size: 1.4rem; }
-  .tiles { grid-template-columns: 1fr 1fr; }
+  .tiles { grid-template-columns: 1fr 1fr; } .tile:last-child:nth-child(odd) { grid-column: 1 / -1; }
+  table { font-size: 0.86rem; } .bar { width: 56px; }
   h2 { margin-top: 40px; } th, td { padding-left: 14px; }
-  .sample { grid-template-columns: 84px 1fr; } .sample img { width: 84px; height: 84px; }
-  .sample.caption { grid-template-columns: 84px 1fr; } }
+  .sample { grid-template-columns: 84px minmax(0, 1fr); gap: 14px; } .sample img { width: 84px; height: 84px; } }
 @media print { body { background: #fff; } .panel, .sample, .tiles { break-inside: avoid; } }
 """
