@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.record import read_record
 from models.errors import run_cli
 from models.spec import IMAGE_TOKEN
-from tests.support.shards import picture_bytes, write_set
+from tests.support.shards import picture_bytes, tiny_tokenizer, write_set, write_tar
 from tools.shards.__main__ import main
 from tools.shards.raw import read_captions
 from tools.shards.write import write_set as write_shards
@@ -202,3 +204,23 @@ def test_index_of_foreign_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert shards("index", tmp_path) == 0
     assert "1 samples in 1 shards" in capsys.readouterr().out
     assert read_record(ShardIndex(tmp_path).read(0)).turns[1].text == "a"
+
+
+def test_show_marks_what_is_learnt(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    tiny_tokenizer().save_pretrained(tokenizer)
+    content = json.dumps({"prompt": "<script>", "text": "It is &c."}).encode()
+    (tmp_path / "set").mkdir()
+    samples = [("a", {"png": picture_bytes(), "json": content}), ("b", {"png": b"broken", "txt": b"b"})]
+    write_tar(tmp_path / "set" / "a.tar", samples)
+    assert shards("index", tmp_path / "set") == 0
+    page = tmp_path / "page.html"
+    options = ["--tokenizer", tokenizer, "--size", 16, "--patch", 8, "--out", page]
+    assert run_cli(main, ["show", str(tmp_path / "set"), *map(str, options)]) == 0
+    text = page.read_text()
+    assert "&lt;image&gt; x 4" in text
+    assert "cannot be decoded" in text
+    assert "<script>" not in text
+    learnt = "".join(re.findall(r'class="learnt">([^<]*)</span>', text)[1:])
+    assert html.unescape(learnt) == "It is &c.<|im_end|>"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "set", "tokenizer"]

@@ -3,7 +3,7 @@
 Owns alternation, medians, the A/A check, the table and `runs/bench/NAME.json`. The work itself is the caller's.
 
 Ours and the peer alternate (peer, ours, ours, peer) so that a slow minute hits both; the ratio is the median over
-rounds. In the A/A check the peer runs against itself: how far its ratio lies from 1 is the noise of every figure beside it.
+rounds. In the A/A check the peer runs against itself: how far its ratio lies from 1 is the noise of the figures.
 """
 
 from __future__ import annotations

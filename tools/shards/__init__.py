@@ -1,1 +1,1 @@
-"""Shard sets from raw data: make, index, check."""
+"""Shard sets from raw data: make, index, check, show."""

@@ -1,10 +1,11 @@
-"""`python -m tools.shards make | index | check`: raw data -> WebDataset tars with an index, and their inspection.
+"""`python -m tools.shards make | index | check | show`: raw data -> WebDataset tars with an index, and a look at them.
 
     python -m tools.shards make data/llava --llava instruct.json --images train2017 --jobs 8
     python -m tools.shards make data/coco --captions captions.csv --images photos --prompt "Describe the picture."
     python -m tools.shards make data/own --folder holiday          # pictures with KEY.txt beside KEY.jpg
     python -m tools.shards index data/from_img2dataset             # tars that another program wrote
     python -m tools.shards check data/llava
+    python -m tools.shards show data/llava --tokenizer models/vicuna --template vicuna_v1 --out page.html
 
 Owns the command line alone.
 """
@@ -36,7 +37,15 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--samples-per-shard", type=int, default=1000)
     index = commands.add_parser("index", help="index the tars of a directory")
     check = commands.add_parser("check", help="read every sample and list what is broken")
-    for command in (index, check):
+    show = commands.add_parser("show", help="a page of samples as the model gets them")
+    show.add_argument("--tokenizer", required=True, help="a directory or a hub name")
+    show.add_argument("--template", default="chatml", choices=["plain", "vicuna_v1", "chatml", "llama3", "tokenizer"])
+    show.add_argument("--fit", default="crop", choices=["crop", "pad"], help="how a picture becomes a square")
+    show.add_argument("--size", type=int, default=336, help="side of the square in pixels")
+    show.add_argument("--patch", type=int, default=14, help="side of a patch in pixels")
+    show.add_argument("--count", type=int, default=20, help="samples, spread evenly over the set")
+    show.add_argument("--out", type=Path, required=True, help="the HTML file to write")
+    for command in (index, check, show):
         command.add_argument("folder", type=Path, help="a directory of tars")
     for command in (make, index, check):
         command.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
@@ -47,9 +56,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run one command; 0 is success, 1 means `check` found broken samples."""
     arguments = parser().parse_args(argv)
-    if arguments.jobs < 1:
+    if arguments.command != "show" and arguments.jobs < 1:
         raise InputError(f"--jobs {arguments.jobs}: at least 1")
-    return {"make": _make, "index": _index, "check": _check}[arguments.command](arguments)
+    return _COMMANDS[arguments.command](arguments)
 
 
 def _make(arguments: argparse.Namespace) -> int:
@@ -92,6 +101,27 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"{broken.shard}\t{broken.key}\t{broken.reason}")
     print(f"{arguments.folder}: {num_broken} of {len(index)} samples are broken", file=sys.stderr)
     return 1 if num_broken else 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from data_pipeline.index import ShardIndex
+    from tools.shards.show import load_encoder, write_page
+
+    index = ShardIndex(arguments.folder)
+    encoder, tokenizer = load_encoder(
+        index,
+        tokenizer=arguments.tokenizer,
+        template=arguments.template,
+        fit=arguments.fit,
+        size=arguments.size,
+        patch_size=arguments.patch,
+    )
+    num_shown = write_page(index, encoder, tokenizer, arguments.count, arguments.out)
+    print(f"{arguments.out}: {num_shown} of {len(index)} samples")
+    return 0
+
+
+_COMMANDS = {"make": _make, "index": _index, "check": _check, "show": _show}
 
 
 if __name__ == "__main__":
