@@ -6,6 +6,10 @@ changes nothing but the time it takes.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,9 +23,20 @@ Encode = Callable[[Draw], Result]
 _encode: Encode | None = None  # a worker's own copy, set once by `_start_worker`
 
 
-def _start_worker(encode: Encode) -> None:
+def _start_worker(encode: Encode, parent: int) -> None:
+    """A worker leaves signals that mean the run to the main process, and ends when that is gone."""
     global _encode  # noqa: PLW0603 - the executor offers no other place for a worker's own value
     _encode = encode
+    for ignored in (signal.SIGINT, signal.SIGUSR1):  # the keyboard's and Slurm's reach every process of a job
+        signal.signal(ignored, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent was killed: an executor's worker would wait for work for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _run(draw: Draw) -> Result:
@@ -86,7 +101,10 @@ class Fetcher:
     def _new_pool(self, num_workers: int) -> ProcessPoolExecutor:
         """Workers are spawned: forking a process that holds CUDA or threads is not safe."""
         return ProcessPoolExecutor(
-            num_workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(self._encode,)
+            num_workers,
+            mp_context=get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(self._encode, os.getpid()),
         )
 
     def _after_a_death(self, draw: Draw) -> Result:

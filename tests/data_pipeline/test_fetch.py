@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 from data_pipeline.fetch import Fetcher, Result
 from data_pipeline.sample import BadSample, Draw, Encoded
+from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
@@ -40,3 +44,38 @@ def test_a_killed_worker_loses_no_sample(tmp_path: Path) -> None:
     bad = [result for result in results if isinstance(result, BadSample)]
     assert [result.draw.n for result in bad] == [5]
     assert "died on this sample" in bad[0].reason
+
+
+PROGRAM = """
+import os, sys, time
+from data_pipeline.fetch import Fetcher
+from data_pipeline.sample import Draw
+from tests.data_pipeline.test_fetch import tell_pid
+if __name__ == "__main__":
+    fetcher = Fetcher(tell_pid, num_workers=2)
+    print(fetcher.result(Draw(0, 0)).reason, flush=True)
+    time.sleep(60)
+"""
+
+
+def tell_pid(draw: Draw) -> Result:
+    return BadSample(draw, "", "", str(os.getpid()))
+
+
+def test_workers_end_when_the_main_process_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(PROGRAM)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    main = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment)
+    assert main.stdout is not None
+    worker = int(main.stdout.readline())
+    os.kill(worker, signal.SIGUSR1)  # Slurm's warning must not end a worker
+    os.kill(worker, signal.SIGINT)
+    time.sleep(0.5)
+    os.kill(worker, 0)
+    main.kill()
+    main.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists()

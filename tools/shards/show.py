@@ -125,7 +125,14 @@ def _token_spans(ids: TokenArray, labels: TokenArray, tokenizer: Any, image_toke
             yield f'<span class="image">{html.escape(IMAGE_TOKEN)} x {sum(1 for _ in run)}</span>'
             continue
         for token, label in run:
-            text = tokenizer.decode([token])
+            text = _token_text(tokenizer, token)
             shown = html.escape(text if "\ufffd" not in text else f"[{token}]").replace("\n", "\\n\n")
             marked = ' class="learnt"' if label != IGNORE_INDEX else ""
             yield f'<span title="{token}"{marked}>{shown}</span>'
+
+
+def _token_text(tokenizer: Any, token: int) -> str:
+    """A token's text; SentencePiece's decoder drops the space a token begins with where it stands alone."""
+    text = str(tokenizer.decode([token]))
+    begins_word = str(tokenizer.convert_ids_to_tokens(token)).startswith("\u2581")
+    return f" {text}" if begins_word and not text.startswith(" ") else text
