@@ -1,13 +1,15 @@
 """How an answer is written: the choice of each next token, and the text that the tokens make.
 
 Owns: `Decoding` (what a caller asks for), `Chooser` (logits -> token ids) and `AnswerText` (token ids -> text, with
-end tokens and stop strings). Does not own the model or its cache.
+end tokens and stop strings) and `AnswerStream` (text as it comes). Does not own the model or its cache.
 
 Shapes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,3 +147,35 @@ class AnswerText:
         """Length of the longest end of `_raw` that begins a stop string."""
         lengths = (length for stop in self._stop for length in range(1, len(stop)) if self._raw.endswith(stop[:length]))
         return max(lengths, default=0)
+
+
+class AnswerStream(Iterator[str]):
+    """The pieces of one answer as they come, and how fast they came. Empty pieces are left out."""
+
+    def __init__(self, steps: Iterator[list[str]], text: AnswerText) -> None:
+        self._steps, self._text = steps, text
+        self._started_s = time.perf_counter()
+        self.first_token_s: float | None = None
+        """Seconds from the call to the first token: pictures, prompt and one choice."""
+        self.seconds = 0.0
+
+    def __next__(self) -> str:
+        for (piece,) in self._steps:
+            self.seconds = time.perf_counter() - self._started_s
+            if self.first_token_s is None:
+                self.first_token_s = self.seconds
+            if piece:
+                return piece
+        raise StopIteration
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens written so far, the end token included."""
+        return len(self._text.ids)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Speed of writing after the first token; None while there are fewer than two."""
+        if self.first_token_s is None or self.num_tokens < 2 or self.seconds <= self.first_token_s:
+            return None
+        return (self.num_tokens - 1) / (self.seconds - self.first_token_s)

@@ -2,16 +2,15 @@
 
     Query --encode--> Prompt --collate (left padding)--> prefill --> token, token, ... --AnswerText--> str
 
-Owns: opening a bundle, batching, the token loop, streaming, and the loss of given answers. Does not own the choice of
-tokens (eval.decoding), the prompt (eval.prompts) or scores.
+Owns: opening a bundle, batching, and the loss of given answers. Does not own the prompt (eval.prompts), the token loop
+(eval.generation), the choice of tokens and their text (eval.decoding) or scores.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from data_pipeline.images import open_picture
-from eval.decoding import AnswerText, Chooser, Decoding
+from eval.decoding import AnswerStream, AnswerText, Decoding
+from eval.generation import ChatMemory, continue_chat, evaluating, write_beams, write_tokens
 from eval.prompts import Prompt, Query, Turn, collate, encode, encode_answered
 from models.bundle import Manifest, read_manifest
 from models.bundle import verify as verify_bundle
@@ -36,16 +36,18 @@ class Predictor:
     """Answers queries with a model and its processor, from a bundle (`Predictor.open`) or live in a training run.
 
     `model` takes what a Hugging Face image-text-to-text model takes (`forward` with a cache; `generate` for beams);
-    `processor` is its Hugging Face processor. Answers do not depend on what else is in a batch.
+    `processor` is its Hugging Face processor. Answers do not depend on what else is in a batch. `num_remembered` chats
+    are kept as keys and values, so that `stream` reads only a chat's new turn; 0 where the weights may change.
     """
 
-    def __init__(self, model: Any, processor: Any, *, device: str | torch.device) -> None:
+    def __init__(self, model: Any, processor: Any, *, device: str | torch.device, num_remembered: int = 0) -> None:
         self.model, self.processor, self.device = model, processor, torch.device(device)
         self.manifest: Manifest | None = None
         """The bundle's manifest, where the model came from one."""
         tokenizer = processor.tokenizer
         self._end_ids = _end_ids(model, tokenizer)
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._end_ids)
+        self._memory = ChatMemory(num_remembered, processor.image_token_id) if num_remembered else None
         self._max_length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
         self._pixel_dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
 
@@ -68,7 +70,7 @@ class Predictor:
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{folder} does not open as a bundle: {reason}; make it again with tools.merge") from error
-        predictor = cls(model.eval(), processor, device=place)
+        predictor = cls(model.eval(), processor, device=place, num_remembered=2)
         predictor.manifest = manifest
         return predictor
 
@@ -79,7 +81,7 @@ class Predictor:
             prompts = [encode(self.processor, query) for query in queries[start : start + batch_size]]
             texts = self._texts(prompts, decoding)
             pieces = [[""] for _ in texts]
-            for new in self._steps(prompts, texts, decoding, cancel=None):
+            for new in self._steps(prompts, texts, decoding):
                 for row, piece in zip(pieces, new, strict=True):
                     row.append(piece)
             answers += ["".join(row) for row in pieces]
@@ -94,7 +96,7 @@ class Predictor:
         """
         prompts = [encode(self.processor, query)]
         texts = self._texts(prompts, decoding)
-        return AnswerStream(self._steps(prompts, texts, decoding, cancel=cancel), texts[0])
+        return AnswerStream(self._steps(prompts, texts, decoding, cancel=cancel, memory=self._memory), texts[0])
 
     def loss(
         self, queries: Sequence[Query], answers: Sequence[str], *, batch_size: int = 16
@@ -141,57 +143,29 @@ class Predictor:
         texts: Sequence[AnswerText],
         decoding: Decoding,
         *,
-        cancel: threading.Event | None,
+        cancel: threading.Event | None = None,
+        memory: ChatMemory | None = None,
     ) -> Iterator[list[str]]:
         """Yield each row's new text, token by token, until every row is done."""
-        tokens = self._beams(prompts, decoding) if decoding.num_beams > 1 else self._tokens(prompts, decoding)
-        for token_ids in tokens:
-            yield [text.push(token_id) for text, token_id in zip(texts, token_ids, strict=True)]
-            if all(text.done for text in texts) or (cancel is not None and cancel.is_set()):
-                break
+        inputs = self._collate(prompts, side="left")
+        if decoding.num_beams > 1:
+            ends = sorted(self._end_ids)
+            tokens = write_beams(self.model, inputs, decoding, end_ids=ends, pad_id=self._pad_id)
+        elif memory is not None:
+            tokens = continue_chat(self.model, prompts[0], inputs, decoding, memory)
+        else:
+            tokens = write_tokens(self.model, inputs, decoding)
+        with closing(tokens):
+            for token_ids in tokens:
+                yield [text.push(token_id) for text, token_id in zip(texts, token_ids, strict=True)]
+                if all(text.done for text in texts) or (cancel is not None and cancel.is_set()):
+                    break
         yield [text.finish() for text in texts]
-
-    @torch.no_grad()
-    def _tokens(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[int]]:
-        """The token loop: one row of ids a step, for ever; a row's tokens after its end mean nothing."""
-        from transformers import DynamicCache
-
-        inputs = self._collate(prompts, side="left")
-        mask_BL = inputs.pop("attention_mask")
-        cache = DynamicCache(config=self.model.config)
-        choose = Chooser(decoding, len(prompts), self.device)
-        while True:
-            with _evaluating(self.model):
-                output = self.model(
-                    **inputs, attention_mask=mask_BL, past_key_values=cache, use_cache=True, logits_to_keep=1
-                )
-            ids_B = choose(output.logits[:, -1])
-            yield ids_B.tolist()
-            inputs = {"input_ids": ids_B[:, None], "position_ids": mask_BL.sum(dim=-1, keepdim=True)}
-            mask_BL = F.pad(mask_BL, (0, 1), value=1)
-
-    @torch.no_grad()
-    def _beams(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[int]]:
-        from transformers import GenerationConfig
-
-        inputs = self._collate(prompts, side="left")
-        del inputs["position_ids"]  # `generate` makes them from the mask
-        config = GenerationConfig(
-            do_sample=False,
-            num_beams=decoding.num_beams,
-            max_new_tokens=decoding.max_new_tokens,
-            eos_token_id=sorted(self._end_ids),
-            pad_token_id=self._pad_id,
-            repetition_penalty=1.0,
-        )
-        with _evaluating(self.model):
-            ids_BL = self.model.generate(**inputs, generation_config=config)
-        yield from ids_BL[:, inputs["input_ids"].shape[1] :].T.tolist()
 
     @torch.no_grad()
     def _batch_loss(self, prompts: Sequence[Prompt], num_targets: Sequence[int]) -> list[tuple[float, int]]:
         inputs = self._collate(prompts, side="right")
-        with _evaluating(self.model):
+        with evaluating(self.model):
             logits_BLV = self.model(**inputs, use_cache=False).logits
         losses = []
         for row, (prompt, count) in enumerate(zip(prompts, num_targets, strict=True)):
@@ -206,51 +180,6 @@ class Predictor:
         if "pixel_values" in batch:
             batch["pixel_values"] = batch["pixel_values"].to(self._pixel_dtype)
         return batch
-
-
-class AnswerStream(Iterator[str]):
-    """The pieces of one answer as they come, and how fast they came. Empty pieces are left out."""
-
-    def __init__(self, steps: Iterator[list[str]], text: AnswerText) -> None:
-        self._steps, self._text = steps, text
-        self._started_s = time.perf_counter()
-        self.first_token_s: float | None = None
-        """Seconds from the call to the first token: pictures, prompt and one choice."""
-        self.seconds = 0.0
-
-    def __next__(self) -> str:
-        for (piece,) in self._steps:
-            self.seconds = time.perf_counter() - self._started_s
-            if self.first_token_s is None:
-                self.first_token_s = self.seconds
-            if piece:
-                return piece
-        raise StopIteration
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens written so far, the end token included."""
-        return len(self._text.ids)
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """Speed of writing after the first token; None while there are fewer than two."""
-        if self.first_token_s is None or self.num_tokens < 2 or self.seconds <= self.first_token_s:
-            return None
-        return (self.num_tokens - 1) / (self.seconds - self.first_token_s)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Put every module into evaluation mode, and each back into its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -13,7 +13,7 @@ from eval.predictor import Predictor
 from models.bundle import Check, Manifest
 
 _MARK = (
-    '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.8" aria-hidden="true">'
+    '<svg viewBox="0 0 24 24" fill="none" stroke="#6366f1" stroke-width="1.8" aria-hidden="true">'
     '<path d="M2 12c3-5 6.5-7.5 10-7.5S19 7 22 12c-3 5-6.5 7.500-10 7.500S5 17 2 12z"/>'
     '<circle cx="12" cy="12" r="3"/><path d="M12 1v3M12 20v3"/></svg>'
 )

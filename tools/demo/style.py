@@ -8,10 +8,11 @@ _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", 
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
 CSS = """
-.gradio-container .main.app { max-width: 1280px; width: 100%; margin: 0 auto; padding: 18px 28px 4px !important; }
+.gradio-container .main.app { max-width: 1280px; width: 100%; margin: 0 auto;
+  padding: 18px clamp(12px, 2.2vw, 28px) 4px !important; }
 .gradio-container .html-container { padding: 0 !important; }
 header.sightline { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 14px; padding: 0 0 4px; }
-header.sightline svg { width: 26px; height: 26px; color: #6366f1 !important; margin-right: -4px; }
+header.sightline svg { width: 26px; height: 26px; margin-right: -4px; }
 header.sightline h1 { font-size: 1.4rem; font-weight: 650; letter-spacing: -0.02em; line-height: 1; margin: 0; }
 .chips { display: flex; flex-wrap: wrap; gap: 6px; }
 .chip { font: 500 0.75rem/1.7 var(--font-mono); padding: 0 9px; border-radius: 999px;
@@ -29,7 +30,7 @@ header.sightline h1 { font-size: 1.4rem; font-weight: 650; letter-spacing: -0.02
 #chat .placeholder h3 { margin-bottom: 4px; }
 #chat .example { padding: 10px 14px; border-radius: 10px; }
 #chat .message-buttons-right { display: none; }
-#chat .message.bot { background: transparent; border-color: transparent; padding-left: 2px; }
+#chat .message.bot { background: transparent; border-color: transparent; box-shadow: none; padding-left: 2px; }
 #chat .examples { grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); width: 100%; }
 
 #question, #address { border-radius: 12px; border: 1px solid var(--border-color-primary);
@@ -62,7 +63,6 @@ table.parity .failed { color: #be123c; font-weight: 600; }
 footer .divider { display: none !important; }
 
 @media (max-width: 760px) {
-  .gradio-container .main.app { padding: 12px 12px 4px !important; }
   #page { grid-template-columns: minmax(0, 1fr); grid-template-rows: none;
     grid-template-areas: "picture" "chat" "side"; }
   #picture { height: 210px; }
