@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import html
 import io
 import json
@@ -224,3 +225,49 @@ def test_show_marks_what_is_learnt(tmp_path: Path) -> None:
     learnt = "".join(re.findall(r'class="learnt">([^<]*)</span>', text)[1:])
     assert html.unescape(learnt) == "It is &c.<|im_end|>"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "set", "tokenizer"]
+
+
+def test_coco_captions_one_sample_each(tmp_path: Path, photos: Path) -> None:
+    content = {
+        "images": [{"id": 7, "file_name": "p0.png"}, {"id": 8, "file_name": "p1.png"}],
+        "annotations": [
+            {"image_id": 8, "caption": "One. "},
+            {"image_id": 7, "caption": "Two."},
+            {"image_id": 8, "caption": "3"},
+        ],
+    }
+    path = tmp_path / "captions.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    assert shards("make", tmp_path / "set", "--coco", path, "--images", photos) == 0
+    index = ShardIndex(tmp_path / "set")
+    assert [index.read(n)["txt"] for n in range(3)] == [b"One.", b"Two.", b"3"]
+    assert index.read(0)["png"] == picture_bytes(1)
+
+
+def test_vqa_questions_of_a_picture_are_one_conversation(tmp_path: Path, photos: Path) -> None:
+    (photos / "p0.png").rename(photos / "COCO_train2014_000000000009.png")
+    asked = [(9, "What?", 1), ("p1", "Where?", 2), (9, "Why?", 3)]
+    questions = [{"image_id": image, "question": text, "question_id": n} for image, text, n in asked]
+    said = {1: ["a", "b", "b"], 2: ["here", "there"], 3: ["c"]}
+    answers = [{"question_id": n, "answers": [{"answer": text} for text in texts]} for n, texts in said.items()]
+    files = [
+        llava_file(tmp_path / "q.json", {"questions": questions}),
+        llava_file(tmp_path / "a.json", {"annotations": answers}),
+    ]
+    assert shards("make", tmp_path / "set", "--vqa", *files, "--images", photos, "--prompt", "Be short.") == 0
+    index = ShardIndex(tmp_path / "set")
+    turns = read_record(index.read(0)).turns
+    assert [turn.text for turn in turns] == [f"{IMAGE_TOKEN}\nWhat?\nBe short.", "b", "Why?", "c"]
+    assert [turn.text for turn in read_record(index.read(1)).turns][1] == "here"
+    (photos / "p1.png").unlink()
+    assert shards("make", tmp_path / "other", "--vqa", *files, "--images", photos) == 2
+
+
+def test_pictures_are_shrunk_on_request(tmp_path: Path, photos: Path) -> None:
+    rows = [{"file_name": f"p{n}.png", "caption": "a"} for n in range(2)]
+    (photos / "p0.png").write_bytes(picture_bytes(0, (90, 60)))
+    source = llava_file(tmp_path / "a.json", rows)
+    assert shards("make", tmp_path / "set", "--captions", source, "--images", photos, "--resize", 20) == 0
+    index = ShardIndex(tmp_path / "set")
+    sizes = [(member.extension, member.width, member.height) for n in range(2) for member in index.entry(n).members]
+    assert sizes == [("jpg", 30, 20), ("txt", 0, 0), ("png", 20, 16), ("txt", 0, 0)]

@@ -2,6 +2,7 @@
 
     python -m tools.shards make data/llava --llava instruct.json --images train2017 --jobs 8
     python -m tools.shards make data/coco --captions captions.csv --images photos --prompt "Describe the picture."
+    python -m tools.shards make data/vqa --vqa questions.json annotations.json --images train2014 --resize 336
     python -m tools.shards make data/own --folder holiday          # pictures with KEY.txt beside KEY.jpg
     python -m tools.shards index data/from_img2dataset             # tars that another program wrote
     python -m tools.shards check data/llava
@@ -16,8 +17,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.errors import InputError, run_cli
+
+if TYPE_CHECKING:
+    from tools.shards.raw import RawSample
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,8 +37,19 @@ def parser() -> argparse.ArgumentParser:
         "--captions", type=Path, metavar="FILE", help="JSON, JSON Lines or CSV of file names and captions"
     )
     source.add_argument("--folder", type=Path, metavar="DIR", help="pictures, each with a .txt of the same name")
-    make.add_argument("--images", type=Path, metavar="DIR", help="where the file names of --llava and --captions begin")
-    make.add_argument("--prompt", default="", help="what the user says before each caption; nothing by default")
+    source.add_argument("--coco", type=Path, metavar="FILE", help="COCO's caption annotations, .json or .json.gz")
+    source.add_argument(
+        "--vqa",
+        type=Path,
+        nargs=2,
+        metavar=("QUESTIONS", "ANNOTATIONS"),
+        help="VQAv2, TextVQA or VizWiz in VQA's format",
+    )
+    make.add_argument("--images", type=Path, metavar="DIR", help="where the pictures lie that a file names")
+    make.add_argument(
+        "--prompt", default="", help="the user's words before a caption, or after a picture's first question"
+    )
+    make.add_argument("--resize", type=int, metavar="PIXELS", help="shrink pictures to this shorter side, as JPEGs")
     make.add_argument("--samples-per-shard", type=int, default=1000)
     index = commands.add_parser("index", help="index the tars of a directory")
     check = commands.add_parser("check", help="read every sample and list what is broken")
@@ -62,22 +78,38 @@ def main(argv: list[str]) -> int:
 
 
 def _make(arguments: argparse.Namespace) -> int:
-    from tools.shards.raw import read_captions, read_folder, read_llava
     from tools.shards.write import write_set
 
-    if arguments.folder is not None:
-        samples = read_folder(arguments.folder, arguments.prompt)
-    elif arguments.images is None:
-        raise InputError("--images DIR is missing: the directory in which the file names begin")
-    elif arguments.llava is not None:
-        samples = read_llava(arguments.llava, arguments.images)
-    else:
-        samples = read_captions(arguments.captions, arguments.images, arguments.prompt)
+    samples = _samples(arguments)
     num_shards = write_set(
-        arguments.out, samples, arguments.samples_per_shard, jobs=arguments.jobs, progress=not arguments.quiet
+        arguments.out,
+        samples,
+        arguments.samples_per_shard,
+        resize=arguments.resize,
+        jobs=arguments.jobs,
+        progress=not arguments.quiet,
     )
     print(f"{arguments.out}: {len(samples)} samples in {num_shards} shards")
     return 0
+
+
+def _samples(arguments: argparse.Namespace) -> list[RawSample]:
+    from tools.shards.annotations import read_coco, read_vqa
+    from tools.shards.raw import read_captions, read_folder, read_llava
+
+    images, prompt = arguments.images, arguments.prompt
+    if arguments.folder is not None:
+        return read_folder(arguments.folder, prompt)
+    if images is None:
+        raise InputError("--images DIR is missing: the directory in which the file names begin")
+    if arguments.llava is not None:
+        return read_llava(arguments.llava, images)
+    if arguments.coco is not None:
+        return read_coco(arguments.coco, images, prompt)
+    if arguments.vqa is not None:
+        questions, annotations = arguments.vqa
+        return read_vqa(questions, annotations, images, prompt)
+    return read_captions(arguments.captions, images, prompt)
 
 
 def _index(arguments: argparse.Namespace) -> int:

@@ -49,7 +49,7 @@ def _llava_sample(row: Mapping[str, Any], where: str, images: Path) -> RawSample
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{where}: `image` must be a file name or a list of them")
-    pictures = tuple(_existing(images, name, where) for name in names)
+    pictures = tuple(existing(images, name, where) for name in names)
     try:
         check_turns(parse_conversation(row["conversations"]), len(pictures))
     except InputError as error:
@@ -68,7 +68,7 @@ def read_captions(path: Path, images: Path, prompt: str) -> list[RawSample]:
     for row, where in _rows(path):
         name = _field(row, PICTURE_FIELDS, where)
         caption = _field(row, CAPTION_FIELDS, where)
-        found.append(_captioned(_existing(images, name, where), caption, prompt))
+        found.append(captioned(existing(images, name, where), caption, prompt))
     return found
 
 
@@ -88,17 +88,19 @@ def read_folder(folder: Path, prompt: str) -> list[RawSample]:
         text = picture.with_suffix(".txt")
         if not text.is_file():
             raise InputError(f"{picture} has no text: put its caption into {text.name} beside it, or use --captions")
-        found.append(_captioned(picture, _read_text(text).strip(), prompt))
+        found.append(captioned(picture, _read_text(text).strip(), prompt))
     return found
 
 
-def _captioned(picture: Path, caption: str, prompt: str) -> RawSample:
+def captioned(picture: Path, caption: str, prompt: str) -> RawSample:
+    """A picture with its text, and what the user said before it, if anything."""
     if prompt:
         return RawSample((picture,), record={"prompt": prompt, "text": caption})
     return RawSample((picture,), caption=caption)
 
 
-def _existing(images: Path, name: str, where: str) -> Path:
+def existing(images: Path, name: str, where: str) -> Path:
+    """The path of a picture; `where` names the record in the error if it is missing."""
     path = images / name
     if not path.is_file():
         raise InputError(f"{where}: no picture {path}")

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from data_pipeline.images import header_size
+from PIL import Image
+
+from data_pipeline.images import header_size, open_picture
 from data_pipeline.index_build import build_index
 from models.errors import InputError
 from tools.shards.raw import RawSample
@@ -31,12 +33,24 @@ class ShardPlan:
     path: Path
     first_key: int
     samples: tuple[RawSample, ...]
+    resize: int | None = None
+    """Shorter side in pixels that larger pictures are shrunk to."""
 
 
 def write_set(
-    out: Path, samples: Sequence[RawSample], samples_per_shard: int, *, jobs: int = 1, progress: bool = False
+    out: Path,
+    samples: Sequence[RawSample],
+    samples_per_shard: int,
+    *,
+    resize: int | None = None,
+    jobs: int = 1,
+    progress: bool = False,
 ) -> int:
     """Write and index a shard set; returns the number of shards.
+
+    Args:
+        resize: shrink pictures whose shorter side is longer than this, upright, to JPEGs of quality 95. Others, and all
+            where it is None, are copied byte for byte.
 
     Raises:
         InputError: `out` exists, or a file that should be a picture is none (named). Nothing is left behind then.
@@ -45,10 +59,12 @@ def write_set(
         raise InputError(f"{out} exists already: choose another directory, or remove it first")
     if samples_per_shard < 1:
         raise InputError(f"--samples-per-shard {samples_per_shard}: at least 1")
+    if resize is not None and resize < 1:
+        raise InputError(f"--resize {resize}: at least 1 pixel")
     work = out.parent / f".{out.name}.making"
-    _prepare(work, _digest(samples, samples_per_shard))
+    _prepare(work, _digest(samples, samples_per_shard, resize))
     plans = [
-        ShardPlan(work / f"shard-{number:06d}.tar", start, tuple(samples[start : start + samples_per_shard]))
+        ShardPlan(work / f"shard-{number:06d}.tar", start, tuple(samples[start : start + samples_per_shard]), resize)
         for number, start in enumerate(range(0, len(samples), samples_per_shard))
     ]
     try:
@@ -73,9 +89,9 @@ def _prepare(work: Path, digest: str) -> None:
     mark.write_text(digest)
 
 
-def _digest(samples: Sequence[RawSample], samples_per_shard: int) -> str:
-    """Changes with the texts, the pictures' names, sizes and times, and the cut into shards."""
-    digest = hashlib.sha256(str(samples_per_shard).encode())
+def _digest(samples: Sequence[RawSample], samples_per_shard: int, resize: int | None) -> str:
+    """Changes with the texts, the pictures' names, sizes and times, and how they are written."""
+    digest = hashlib.sha256(f"{samples_per_shard} {resize}".encode())
     for sample in samples:
         digest.update(json.dumps([sample.caption, sample.record], sort_keys=True).encode())
         for picture in sample.pictures:
@@ -113,20 +129,32 @@ def write_shard(plan: ShardPlan) -> int:
     temporary = plan.path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
         for number, sample in enumerate(plan.samples):
-            writer.write({"__key__": f"{plan.first_key + number:09d}", **dict(_files(sample))})
+            writer.write({"__key__": f"{plan.first_key + number:09d}", **dict(_files(sample, plan.resize))})
     temporary.rename(plan.path)
     return len(plan.samples)
 
 
-def _files(sample: RawSample) -> Iterator[tuple[str, bytes]]:
+def _files(sample: RawSample, resize: int | None) -> Iterator[tuple[str, bytes]]:
     """The sample's files by extension."""
     for number, path in enumerate(sample.pictures):
-        payload = path.read_bytes()
-        if header_size(io.BytesIO(payload)) == (0, 0):
+        extension, payload = path.suffix.lower().lstrip("."), path.read_bytes()
+        size = header_size(io.BytesIO(payload))
+        if size == (0, 0):
             raise InputError(f"{path} is not a picture that can be read")
-        extension = path.suffix.lower().lstrip(".")
+        if resize is not None and min(size) > resize:
+            extension, payload = "jpg", _shrunk(path, resize)
         yield (extension if len(sample.pictures) == 1 else f"{number}.{extension}"), payload
     if sample.caption is not None:
         yield "txt", sample.caption.encode()
     if sample.record is not None:
         yield "json", json.dumps(sample.record, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _shrunk(path: Path, shorter_side: int) -> bytes:
+    """A picture with its shorter side at `shorter_side`, as a JPEG."""
+    picture = open_picture(path)
+    scale = shorter_side / min(picture.size)
+    width, height = (max(shorter_side, round(side * scale)) for side in picture.size)
+    stream = io.BytesIO()
+    picture.resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
