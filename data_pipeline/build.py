@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.config import DataConfig, RowPacking
+from data_pipeline.config import DataConfig, RowPacking, SourceConfig
 from data_pipeline.encode import Encoder
-from data_pipeline.index import ShardIndex
+from data_pipeline.index import META_FILE, ShardIndex
 from data_pipeline.mixture import Concatenation, Mixture, Plan
+from data_pipeline.remote import RemoteSet, default_cache, is_remote
 from data_pipeline.stream import Limits, RowStream
 from data_pipeline.templates import build_template
 from data_pipeline.tokens import Tokens
@@ -52,7 +53,7 @@ def open_stream(
         raise InputError(
             f"{IMAGE_TOKEN} is {tokens.image_token_id} in the tokenizer, {text.image_token_id} in the model"
         )
-    indexes = [ShardIndex(source.path) for source in config.sources]
+    indexes = [open_index(source) for source in config.sources]
     plan = build_plan(config, indexes, seed, num_slots)
     encoder = Encoder(
         indexes,
@@ -75,6 +76,20 @@ def open_stream(
         epochs=epochs,
         limits=Limits(config.bad_share_limit, config.too_long, quarantine),
     )
+
+
+def open_index(source: SourceConfig) -> ShardIndex:
+    """Open a source's index, here or at an address.
+
+    Raises:
+        InputError: no set there, or no index.
+    """
+    if not is_remote(source.path):
+        return ShardIndex(source.path)
+    cache = Path(source.cache) if source.cache is not None else default_cache()
+    remote = RemoteSet.at(source.path, cache, int(source.cache_gb * 1e9))
+    remote.refresh(META_FILE)
+    return ShardIndex(remote.folder, remote)
 
 
 def _check_lengths(config: DataConfig, text: TextSpec) -> None:

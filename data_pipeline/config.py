@@ -16,6 +16,11 @@ class SourceConfig(Config):
     """One shard set: the directory that `tools.shards` made, and its share among several sources."""
 
     path: str
+    """A directory, or an address (http, https, s3, …) below which its tars and `index/` lie."""
+    cache: str | None = None
+    """Where copies of a set at an address lie; by default below ~/.cache/sightline."""
+    cache_gb: Annotated[float, Field(gt=0)] = 100
+    """Tars of this set beyond so many gigabytes are evicted from the cache, longest unused first."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share of the draws, relative to the other sources; given for all sources or for none."""
 

@@ -4,7 +4,8 @@ Owns the index's layout and reading samples by offset with their checksum. Does 
 (`data_pipeline.index_build`) nor what the bytes mean (`data_pipeline.record`).
 
     SET/*.tar
-    SET/index/meta.json             version, fingerprint, shards [{name, num_bytes, num_samples}], extensions
+    SET/index/meta.json             version, fingerprint, extensions, array_bytes,
+                                    shards [{name, num_bytes, num_samples}]
     SET/index/samples.npy           [N+1] first member, begin of the key in keys.npy          N samples, M members
     SET/index/members.npy           [M]   offset, size, crc32, extension's number, width, height
     SET/index/keys.npy              [..]  keys, UTF-8, end to end
@@ -27,10 +28,12 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.remote import RemoteSet
 from models.errors import InputError
 
 INDEX_VERSION = 1
 INDEX_FOLDER = "index"
+META_FILE = f"{INDEX_FOLDER}/meta.json"
 SAMPLE_FIELDS = [("first_member", "<u8"), ("key_start", "<u8")]
 MEMBER_FIELDS = [
     ("offset", "<u8"),
@@ -77,16 +80,25 @@ class SampleEntry:
 class ShardIndex:
     """An opened shard set. Cheap to pickle: a worker opens it again by its path.
 
+    Args:
+        folder: where the set lies, or where copies of a remote one are to lie.
+        remote: where its files come from if they are not there.
+
     Raises:
         InputError: no index, another version, or an index that does not fit the tars beside it.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, remote: RemoteSet | None = None) -> None:
         self.folder = Path(folder)
+        self._remote = remote
         meta = _read_meta(self.folder)
         self.fingerprint: str = meta["fingerprint"]
         self.shard_names: list[str] = [shard["name"] for shard in meta["shards"]]
         self.shard_sizes: list[int] = [shard["num_samples"] for shard in meta["shards"]]
+        if remote is not None:
+            for name, num_bytes in meta["array_bytes"].items():
+                remote.copy(f"{INDEX_FOLDER}/{name}.npy", num_bytes)
+        self._shard_bytes: dict[str, int] = {shard["name"]: shard["num_bytes"] for shard in meta["shards"]}
         self._extensions: list[str] = meta["extensions"]
         self._shard_ends = np.cumsum(self.shard_sizes, dtype=np.int64).tolist()
         arrays = {name: _map_array(self.folder, name, dtype) for name, dtype in ARRAYS.items()}
@@ -99,7 +111,7 @@ class ShardIndex:
         return int(self._shard_ends[-1]) if self._shard_ends else 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardIndex, (self.folder,)
+        return ShardIndex, (self.folder, self._remote)
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
@@ -171,6 +183,8 @@ class ShardIndex:
             if len(self._files) >= _MAX_OPEN_SHARDS:
                 os.close(self._files.pop(next(iter(self._files))))
             try:
+                if self._remote is not None:
+                    self._remote.copy(shard, self._shard_bytes[shard])
                 self._files[shard] = os.open(self.folder / shard, os.O_RDONLY)
             except OSError as error:
                 raise DamagedSampleError(f"{shard}: cannot be opened ({error.strerror})") from None
@@ -178,7 +192,7 @@ class ShardIndex:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX_FOLDER / "meta.json"
+    path = folder / META_FILE
     if not folder.is_dir():
         raise InputError(f"no shard set at {folder}: make one with `python -m tools.shards make {folder} …`")
     if not path.is_file():

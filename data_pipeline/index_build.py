@@ -137,6 +137,7 @@ def write_index(folder: Path, tables: list[ShardTable]) -> str:
     temporary.mkdir()
     for name, array in arrays.items():
         np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+    meta["array_bytes"] = {name: (temporary / f"{name}.npy").stat().st_size for name in arrays}
     (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     final = folder / INDEX_FOLDER
     shutil.rmtree(final, ignore_errors=True)

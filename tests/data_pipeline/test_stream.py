@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from data_pipeline.index_build import build_index
 from data_pipeline.sample import Row
 from data_pipeline.stream import RowStream, merge_states
 from models.errors import InputError
+from tests.support.paths import REPOSITORY
 from tests.support.shards import IMAGE, caption_sample, picture_bytes, text_spec, tiny_tokenizer, write_set, write_tar
 
 TOKENIZER = tiny_tokenizer()
@@ -234,3 +237,28 @@ def test_a_recipe_spells_it_in_plain_yaml() -> None:
         }
     )
     assert DataConfig.model_validate_json(loaded.model_dump_json()) == loaded
+
+
+def test_resuming_at_a_million_draws_reads_no_more_than_at_the_start(folder: Path) -> None:
+    """Counted, not timed: the samples that are encoded until the first rows are out."""
+
+    def encoded_until_first_rows(n: int) -> int:
+        stream = open_rank(config(folder), epochs=None)
+        state = stream.state_dict()
+        for slot in state["slots"].values():
+            slot["next"] = n
+        stream.load_state_dict(state)
+        stream.next_rows()
+        return stream.num_drawn - 8 * n
+
+    assert encoded_until_first_rows(1_000_000) == encoded_until_first_rows(0) == 8
+
+
+def test_workers_load_neither_torch_nor_transformers() -> None:
+    """They would take seconds and hundreds of megabytes in every worker."""
+    program = (
+        "import sys; import data_pipeline.encode, data_pipeline.fetch, data_pipeline.own_template, data_pipeline.remote;"
+        "print(sorted({'torch', 'transformers', 'webdataset', 'pandas', 'deepspeed'} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert answer.stdout.strip() == "[]"
