@@ -257,7 +257,7 @@ def test_resuming_at_a_million_draws_reads_no_more_than_at_the_start(folder: Pat
 def test_workers_load_neither_torch_nor_transformers() -> None:
     """They would take seconds and hundreds of megabytes in every worker."""
     program = (
-        "import sys; import data_pipeline.encode, data_pipeline.fetch, data_pipeline.own_template, data_pipeline.remote;"
+        "import sys; import data_pipeline.encode, data_pipeline.fetch, data_pipeline.remote;"
         "print(sorted({'torch', 'transformers', 'webdataset', 'pandas', 'deepspeed'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
