@@ -9,13 +9,14 @@ from models.errors import InputError, run_cli
 
 VERBS = {
     "train": ("trainer.main", "train one stage of a recipe on this machine"),
-    "shards": ("tools.shards", "make, index and check tar shards"),
+    "shards": ("tools.shards.__main__", "make, index and check tar shards"),
     "merge": ("tools.merge", "checkpoint and base -> a bundle"),
     "quantize": ("tools.quantize", "bundle -> a smaller bundle"),
     "eval": ("eval.run", "score a bundle"),
     "demo": ("tools.demo.__main__", "a page to talk to a bundle"),
+    "report": ("tools.report.__main__", "write a run's report again"),
     "toy": ("tools.toy.__main__", "a small world to learn, and tiny backbones"),
-    "quickstart": ("tools.quickstart", "the whole chain on the small world"),
+    "quickstart": ("tools.quickstart.__main__", "the whole chain on the small world"),
 }
 
 

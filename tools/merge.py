@@ -61,7 +61,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _find(arguments: argparse.Namespace) -> Source:
     from trainer.checkpoint import CheckpointReader
     from trainer.recipe import load_recipe
-    from trainer.stage import finished_checkpoint
+    from trainer.weights import finished_checkpoint
 
     if arguments.untrained:
         recipe = load_recipe(arguments.run, arguments.overrides)
@@ -127,7 +127,7 @@ def merge(source: Source, out: Path, *, force: bool = False) -> Path:
 
 
 def _base(source: Source) -> dict[str, str]:
-    from trainer.stage import base_digests
+    from trainer.weights import base_digests
 
     return base_digests(source.recipe)
 
@@ -147,9 +147,9 @@ def _check_base(source: Source) -> None:
 def _trained_model(source: Source, facts: Facts, dtype: torch.dtype) -> VLM:
     """The model as training has it: base, projector and adapters apart. What the bundle is compared with."""
     from models.build import build_vlm
-    from trainer.stage import load_weights
     from trainer.streams import stream_seed
     from trainer.tuning import apply_plan
+    from trainer.weights import load_weights
 
     vlm = build_vlm(source.recipe.model, facts, frozen_dtype=dtype, seed=stream_seed(source.recipe.seed, "projector"))
     if source.reader is not None:

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -30,12 +30,20 @@ from models.files import sync, write_json
 from models.source import read_json, sha256_of
 from trainer.ranks import Ranks
 
-if TYPE_CHECKING:
-    from trainer.engine import Fragment
-
 VERSION = 1
 COMMIT = "COMMIT"
 WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A slice [start, start + numel) of a flattened parameter: its weight and its moments, as views on this rank."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    weight: Tensor
+    moments: dict[str, Tensor]
 
 
 @dataclass(frozen=True)

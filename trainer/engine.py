@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.batch import Batch
+from trainer.checkpoint import Fragment
 from trainer.config import AdamW, EngineConfig
 from trainer.objectives import LossSum
 from trainer.ranks import Ranks
@@ -30,17 +30,6 @@ from trainer.tuning import ParameterGroup
 
 CONFIGS = Path(__file__).resolve().parents[1] / "ds_configs"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """A slice [start, start + numel) of a flattened parameter: its weight and its moments, as views on this rank."""
-
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    weight: Tensor
-    moments: dict[str, Tensor]
 
 
 def start_distributed(ranks: Ranks) -> torch.device:

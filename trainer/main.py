@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
 
     _quiet_libraries(ranks)
     from trainer.loop import fit
-    from trainer.stage import finished_checkpoint, open_stage
+    from trainer.stage import open_stage
+    from trainer.weights import finished_checkpoint
 
     done = finished_checkpoint(run, arguments.stage)
     if done is not None:

@@ -24,7 +24,6 @@ from data_pipeline.stream import RowStream, merge_states
 from models.build import Facts, build_vlm, read_facts
 from models.errors import InputError
 from models.files import write_json
-from models.source import digest_of, directory_of, read_json
 from models.spec import TextSpec
 from models.vlm import VLM
 from trainer.built import check_built
@@ -38,16 +37,10 @@ from trainer.schedule import Consumed
 from trainer.step import TrainStep
 from trainer.streams import stream_seed
 from trainer.tuning import ParameterGroup, apply_plan
+from trainer.weights import base_digests, finished_checkpoint, load_weights
 
 FREE_ON_RESUME = {"engine", "checkpoint", "validation"}
 """Fields of a stage that may change between a start and its resumption: they say how, not what."""
-
-
-def finished_checkpoint(run: Path, stage: str) -> Path | None:
-    """The last checkpoint of a stage that ran to its end, or None."""
-    if not (run / stage / "finished.json").is_file():
-        return None
-    return run / stage / "checkpoints" / str(read_json(run / stage, "finished.json")["checkpoint"])
 
 
 @dataclass
@@ -192,20 +185,6 @@ def _prepare_model(
     return vlm, groups, {key: parameters[key].data for key in {*loaded, *projector} - learning}
 
 
-def load_weights(vlm: VLM, reader: CheckpointReader) -> list[str]:
-    """Copy every weight of a checkpoint into the model, strictly; their names."""
-    parameters = dict(vlm.named_parameters())
-    for name in reader.names():
-        if name not in parameters:
-            hint = "; tune.language must be lora here too" if ".lora_" in name else ""
-            raise InputError(f"{reader.directory}: it holds {name}, which this stage's model does not have{hint}")
-        if tuple(parameters[name].shape) != reader.shape(name):
-            found, expected = reader.shape(name), tuple(parameters[name].shape)
-            raise InputError(f"{reader.directory}: {name} has shape {found}, this stage's model wants {expected}")
-        parameters[name].data.copy_(reader.weight(name))
-    return reader.names()
-
-
 def _record(recipe: Recipe, name: str, facts: Facts, ranks: Ranks) -> dict[str, Any]:
     """What a checkpoint says of the stage; the base's digests are taken once, by the first rank."""
     base = base_digests(recipe) if ranks.is_first else {}
@@ -218,12 +197,6 @@ def _record(recipe: Recipe, name: str, facts: Facts, ranks: Ranks) -> dict[str, 
         "image": facts.image.model_dump(mode="json"),
         "weight_kind": WEIGHT,
     }
-
-
-def base_digests(recipe: Recipe) -> dict[str, str]:
-    """The sha256 of the pretrained parts: a checkpoint without them is only half a model."""
-    paths = {"vision": getattr(recipe.model.vision, "path", ""), "language": getattr(recipe.model.language, "path", "")}
-    return {part: digest_of(directory_of(path)) for part, path in paths.items() if path}
 
 
 def check_same(record: dict[str, Any], reader: CheckpointReader) -> None:

@@ -1,0 +1,41 @@
+"""What a stage starts from: finished checkpoints of a run, weights put into a model, and the identity of the base.
+
+Without DeepSpeed and without a process group, so that merging needs neither.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.errors import InputError
+from models.source import digest_of, directory_of, read_json
+from models.vlm import VLM
+from trainer.checkpoint import CheckpointReader
+from trainer.recipe import Recipe
+
+
+def finished_checkpoint(run: Path, stage: str) -> Path | None:
+    """The last checkpoint of a stage that ran to its end, or None."""
+    if not (run / stage / "finished.json").is_file():
+        return None
+    return run / stage / "checkpoints" / str(read_json(run / stage, "finished.json")["checkpoint"])
+
+
+def load_weights(vlm: VLM, reader: CheckpointReader) -> list[str]:
+    """Copy every weight of a checkpoint into the model, strictly; their names."""
+    parameters = dict(vlm.named_parameters())
+    for name in reader.names():
+        if name not in parameters:
+            hint = "; tune.language must be lora here too" if ".lora_" in name else ""
+            raise InputError(f"{reader.directory}: it holds {name}, which this stage's model does not have{hint}")
+        if tuple(parameters[name].shape) != reader.shape(name):
+            found, expected = reader.shape(name), tuple(parameters[name].shape)
+            raise InputError(f"{reader.directory}: {name} has shape {found}, this stage's model wants {expected}")
+        parameters[name].data.copy_(reader.weight(name))
+    return reader.names()
+
+
+def base_digests(recipe: Recipe) -> dict[str, str]:
+    """The sha256 of the pretrained parts: a checkpoint without them is only half a model."""
+    paths = {"vision": getattr(recipe.model.vision, "path", ""), "language": getattr(recipe.model.language, "path", "")}
+    return {part: digest_of(directory_of(path)) for part, path in paths.items() if path}
