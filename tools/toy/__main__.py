@@ -19,6 +19,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.toy", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_world(verbs.add_parser("world", help="draw scenes; write pictures, conversations and an exam"))
+    _add_clip(verbs.add_parser("clip", help="pretrain a tiny CLIP on a world's pictures and captions"))
+    _add_language(verbs.add_parser("language", help="pretrain a tiny language model on a world's text"))
     return parser
 
 
@@ -28,6 +30,51 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out", type=int, default=500, help="scenes of the exam (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="what is drawn (default %(default)s)")
     parser.set_defaults(run=_world)
+
+
+def _add_clip(parser: argparse.ArgumentParser) -> None:
+    _add_pretraining(parser, steps=400, batch_size=128)
+    parser.set_defaults(run=_clip)
+
+
+def _add_language(parser: argparse.ArgumentParser) -> None:
+    _add_pretraining(parser, steps=400, batch_size=16)
+    parser.set_defaults(run=_language)
+
+
+def _add_pretraining(parser: argparse.ArgumentParser, steps: int, batch_size: int) -> None:
+    parser.add_argument("world", type=Path, help="a folder that `world` made")
+    parser.add_argument("out", type=Path, help="the folder to make, in Hugging Face format")
+    parser.add_argument("--steps", type=int, default=steps, help="optimizer steps (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="rows a step (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="first weights and order (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="more are not reproducible (default %(default)s)")
+
+
+def _clip(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from tools.toy.clip import pretrain_clip
+
+    torch.set_num_threads(arguments.threads)
+    reached = pretrain_clip(arguments.world, arguments.out, arguments.steps, arguments.batch_size, arguments.seed)
+    print(f"wrote {arguments.out}: {_figures(reached)}")
+    return 0
+
+
+def _language(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from tools.toy.language import pretrain_language
+
+    torch.set_num_threads(arguments.threads)
+    reached = pretrain_language(arguments.world, arguments.out, arguments.steps, arguments.batch_size, arguments.seed)
+    print(f"wrote {arguments.out}: {_figures(reached)}")
+    return 0
+
+
+def _figures(reached: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in reached.items())
 
 
 def _world(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tools.toy.world import COLOURS, PLACES, SHAPES, Scene, Thing
+from tools.toy.world import CENTRES, COLOURS, PLACES, SHAPES, Scene, Thing
 
 NOTHING = "nothing"
 CAPTION_REQUEST = "Describe the picture."
@@ -67,19 +67,15 @@ def ask_count(scene: Scene, rng: random.Random) -> Question:
 
 
 def ask_colour(scene: Scene, rng: random.Random) -> Question:
-    """The colour of a thing, known by its shape where only one has that shape, else by its place."""
+    """The colour of a thing known by its shape."""
     thing = rng.choice(scene.things)
-    alone = sum(other.shape == thing.shape for other in scene.things) == 1
-    which = thing.shape if alone else f"{thing.shape} at the {PLACES[thing.place]}"
-    return Question("colour", f"What colour is the {which}?", thing.colour)
+    return Question("colour", f"What colour is the {thing.shape}?", thing.colour)
 
 
 def ask_shape(scene: Scene, rng: random.Random) -> Question:
-    """The shape of a thing, known by its colour where only one has that colour, else by its place."""
+    """The shape of a thing known by its colour."""
     thing = rng.choice(scene.things)
-    alone = sum(other.colour == thing.colour for other in scene.things) == 1
-    which = f"{thing.colour} thing" if alone else f"{thing.colour} thing at the {PLACES[thing.place]}"
-    return Question("shape", f"What shape is the {which}?", thing.shape)
+    return Question("shape", f"What shape is the {thing.colour} thing?", thing.shape)
 
 
 def ask_where(scene: Scene, rng: random.Random) -> Question:
@@ -95,26 +91,25 @@ def ask_size(scene: Scene, rng: random.Random) -> Question:
 
 
 def ask_exists(scene: Scene, rng: random.Random) -> Question:
-    """Whether there is such a thing; half of the time there is not, though its colour or shape is."""
-    thing = rng.choice(scene.things)
-    if rng.random() < 0.5:
-        return Question("exists", f"Is there a {thing.name}?", "yes")
-    present = {other.name for other in scene.things}
-    near = [f"{colour} {thing.shape}" for colour in COLOURS] + [f"{thing.colour} {shape}" for shape in SHAPES]
-    absent = [name for name in near if name not in present]
-    return Question("exists", f"Is there a {rng.choice(absent)}?", "no")
+    """Whether there is a thing of some shape or some colour; half of the time there is."""
+    by_shape = rng.random() < 0.5
+    values = list(SHAPES if by_shape else COLOURS)
+    present = [thing.shape if by_shape else thing.colour for thing in scene.things]
+    there = rng.random() < 0.5
+    value = rng.choice(present if there else [value for value in values if value not in present])
+    return Question("exists", f"Is there a {value}{'' if by_shape else ' thing'}?", "yes" if there else "no")
 
 
 def ask_relation(scene: Scene, rng: random.Random) -> Question | None:
-    """Whether one thing lies left of, or above, another; None where there is but one thing."""
+    """On which side of another a thing lies, across or up and down; None where there is but one thing."""
     if len(scene.things) < 2:
         return None
     first, second = rng.sample(scene.things, 2)
-    (row, column), (other_row, other_column) = divmod(first.place, 2), divmod(second.place, 2)
-    words = [("left of", column - other_column)] * (column != other_column)
-    words += [("above", row - other_row)] * (row != other_row)
-    word, difference = rng.choice(words)
-    return Question("relation", f"Is the {first.name} {word} the {second.name}?", "yes" if difference < 0 else "no")
+    (x, y), (other_x, other_y) = CENTRES[first.place], CENTRES[second.place]
+    across, along = ("left of", "right of", x - other_x), ("above", "below", y - other_y)
+    near, far, difference = rng.choice([side for side in (across, along) if side[-1]])
+    text = f"Is the {first.name} {near} or {far} the {second.name}?"
+    return Question("relation", text, near if difference < 0 else far)
 
 
 KINDS: dict[str, Callable[[Scene, random.Random], Question | None]] = {

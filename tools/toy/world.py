@@ -3,14 +3,15 @@
 Owns the facts (`Scene`, `Thing`), their seeded draw and the pixels. Does not own words (questions.py) or files
 (write.py).
 
-        left      right
-      +---------+---------+   one to three things, each in a quarter of its own, with a shape, a colour and a
- top  |  red    |         |   size; where exactly it lies in its quarter, its shade and its extent vary by lot,
-      | circle  |         |   so no two pictures of one scene are the same.
-      +---------+---------+
-bottom|         |  blue   |
-      |         | square  |
-      +---------+---------+
+      +-----------------------+
+      |         top           |   one to three things, each at a place of its own, with a shape, a colour and a
+      |          O            |   size; where exactly it lies there, its shade and its extent vary by lot, so no
+      |  left         right   |   two pictures of one scene are the same.
+      |   #             +     |
+      |                       |
+      |        bottom         |
+      |          A            |
+      +-----------------------+
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from PIL import Image, ImageDraw
 
 SIDE = 64
 """Width and height of a picture, in pixels."""
-PLACES = ("top left", "top right", "bottom left", "bottom right")
-"""The quarters in reading order: place i lies in row i // 2 and column i % 2."""
+PLACES = ("top", "left", "right", "bottom")
+CENTRES = ((32, 13), (13, 32), (51, 32), (32, 51))
+"""Where place i lies, in pixels: (x from the left, y from the top)."""
 SIZES = ("small", "large")
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -39,8 +41,9 @@ COUNT_WEIGHTS = {1: 0.1, 2: 0.4, 3: 0.5}
 """How often a scene holds so many things. One alone is rare: there are only 192 such scenes to tell apart."""
 
 _SUPERSAMPLE = 4
-_RADIUS = {"small": (5.0, 7.0), "large": (11.0, 13.0)}
+_RADIUS = {"small": (5.0, 6.5), "large": (10.0, 12.0)}
 _SHADE = 14
+_JITTER = 1.5
 _POLYGONS = {
     "square": ((-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)),
     "triangle": ((0.0, -1.0), (1.0, 0.9), (-1.0, 0.9)),
@@ -62,13 +65,13 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """Its colour and shape, which no other thing of the same scene shares: "red circle"."""
+        """Its colour and shape, "red circle"; nothing else in its scene has either."""
         return f"{self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: things in reading order, at most one to a place, no two of the same name.
+    """What a picture shows: things in the order of PLACES, at most one to a place, no two of one colour or one shape.
 
     Equality is equality of content: two scenes that compare equal may still be drawn differently (`render`).
     """
@@ -84,12 +87,9 @@ def draw_scene(rng: random.Random) -> Scene:
     """One scene by lot."""
     count = rng.choices(list(COUNT_WEIGHTS), weights=list(COUNT_WEIGHTS.values()))[0]
     places = sorted(rng.sample(range(len(PLACES)), count))
-    names = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], count)
-    return Scene(
-        tuple(
-            Thing(place, rng.choice(SIZES), colour, shape) for place, (colour, shape) in zip(places, names, strict=True)
-        )
-    )
+    colours, shapes = rng.sample(list(COLOURS), count), rng.sample(SHAPES, count)
+    chosen = zip(places, colours, shapes, strict=True)
+    return Scene(tuple(Thing(place, rng.choice(SIZES), colour, shape) for place, colour, shape in chosen))
 
 
 def draw_scenes(count: int, rng: random.Random, without: frozenset[Scene] = frozenset()) -> Iterator[Scene]:
@@ -114,11 +114,7 @@ def render(scene: Scene, rng: random.Random) -> Image.Image:
 
 def _draw_thing(pencil: ImageDraw.ImageDraw, thing: Thing, rng: random.Random) -> None:
     radius = rng.uniform(*_RADIUS[thing.size])
-    quarter = SIDE / 2
-    slack = quarter / 2 - radius - 1
-    row, column = divmod(thing.place, 2)
-    x = quarter * (column + 0.5) + rng.uniform(-slack, slack) / 2
-    y = quarter * (row + 0.5) + rng.uniform(-slack, slack) / 2
+    x, y = (centre + rng.uniform(-_JITTER, _JITTER) for centre in CENTRES[thing.place])
     colour = tuple(max(0, min(255, value + rng.randint(-_SHADE, _SHADE))) for value in COLOURS[thing.colour])
     if thing.shape == "circle":
         box = [(x - radius, y - radius), (x + radius, y + radius)]

@@ -28,6 +28,8 @@ from tools.toy.world import Scene, draw_scenes, render
 NUM_ANSWERS = 10
 """VQA v2 has ten human answers to a question; here all ten agree."""
 QUESTIONS_PER_HELD_OUT_SCENE = 2
+TURNS_OF_TEXT = 4
+"""Short texts make many small steps, from which a tiny model learns more than from few long ones."""
 _ANSWER_TYPES = {"count": "number", "exists": "yes/no", "relation": "yes/no"}
 
 
@@ -73,9 +75,8 @@ def _write_text(path: Path, scenes: Any, rng: random.Random) -> None:
     with path.open("w", encoding="utf-8") as lines:
         for scene in scenes:
             turns = [*ask_all(scene, rng), Question("caption", CAPTION_REQUEST, captions(scene)[0])]
-            rng.shuffle(turns)
             messages = []
-            for index, turn in enumerate(turns):
+            for index, turn in enumerate(rng.sample(turns, TURNS_OF_TEXT)):
                 context = "" if index else describe(scene, rng) + "\n"
                 messages.append({"role": "user", "content": context + turn.text})
                 messages.append({"role": "assistant", "content": turn.answer})

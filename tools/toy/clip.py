@@ -1,0 +1,215 @@
+"""A tiny CLIP, trained from nothing by contrast on the small world's pictures and captions.
+
+Owns its tokenizer, its shape, its training and its folder on disk (transformers' CLIPModel with an image processor, so
+that any loader of CLIP vision towers opens it). Knows nothing of the language model.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from models.errors import InputError
+from tools.toy.folder import whole_folder
+from tools.toy.optimise import Schedule, fit
+from tools.toy.world import SIDE
+
+START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+NUM_CHECKED = 256
+"""Pictures at the file's end that are not learnt from: retrieval is measured on them."""
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """The two towers' shapes."""
+
+    patch_size: int = 16
+    vision_width: int = 96
+    vision_layers: int = 3
+    vision_heads: int = 4
+    text_width: int = 64
+    text_layers: int = 2
+    text_heads: int = 4
+    max_words: int = 48
+    joint_width: int = 64
+
+
+class Pairs(NamedTuple):
+    """Pictures as bytes (N, 3, SIDE, SIDE) and, for each, its captions' ids, padded (N, captions, words)."""
+
+    pixels_NCHW: Any
+    ids_NKW: Any
+
+
+def pretrain_clip(world: Path, out: Path, steps: int, batch_size: int, seed: int) -> dict[str, float]:
+    """Train on `world`/captions.jsonl and its pictures; write a Hugging Face folder with reached.json in it.
+
+    Returns what was reached: how often the right caption is the nearest among 256, and the other way round, on
+    pictures that were not learnt from.
+    """
+    import torch
+
+    images, captions = read_captions(world)
+    with whole_folder(out) as folder:
+        tokenizer = train_tokenizer([caption for several in captions for caption in several])
+        pairs = Pairs(load_pixels(images), encode_captions(tokenizer, captions))
+        torch.manual_seed(seed)
+        model = build_clip(ClipSize(), tokenizer)
+        learnt = Pairs(pairs.pixels_NCHW[:-NUM_CHECKED], pairs.ids_NKW[:-NUM_CHECKED])
+        batches = draw_pairs(learnt, batch_size, random.Random(f"{seed}:clip"))
+        train_loss = fit(model, (contrast(model, *batch) for batch in batches), steps, Schedule(2e-3), "clip")
+        unseen = (pairs.pixels_NCHW[-NUM_CHECKED:], pairs.ids_NKW[-NUM_CHECKED:, 0])
+        reached = {"steps": steps, "train_loss": train_loss, **retrieval(model, *unseen)}
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        image_processor().save_pretrained(folder)
+        (folder / "reached.json").write_text(json.dumps(reached, indent=1) + "\n", encoding="utf-8")
+    return reached
+
+
+def read_captions(world: Path) -> tuple[list[Path], list[list[str]]]:
+    """The pictures of a world, and the captions of each."""
+    path = world / "captions.jsonl"
+    if not path.is_file():
+        raise InputError(f"no {path}: make a world first (python -m tools.toy world OUT)")
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if len(entries) <= NUM_CHECKED:
+        raise InputError(f"{path} holds {len(entries)} pictures, not over {NUM_CHECKED}: draw more scenes")
+    return [world / "images" / entry["image"] for entry in entries], [entry["captions"] for entry in entries]
+
+
+def load_pixels(images: Sequence[Path]) -> Any:
+    """All pictures as bytes, (N, 3, SIDE, SIDE): 12,000 of them take 150 MB."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    pixels_NHWC = np.empty((len(images), SIDE, SIDE, 3), dtype=np.uint8)
+    for index, path in enumerate(images):
+        with Image.open(path) as image:
+            pixels_NHWC[index] = np.asarray(image.convert("RGB"))
+    return torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).contiguous()
+
+
+def train_tokenizer(captions: Sequence[str]) -> Any:
+    """A byte-level BPE over the captions, with CLIP's own two markers around each text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = [START, END, PAD]
+    bpe.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(vocab_size=512, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
+    )
+    bpe.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, bpe.token_to_id(START)), (END, bpe.token_to_id(END))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=START,
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=ClipSize.max_words,
+    )
+
+
+def encode_captions(tokenizer: Any, captions: Sequence[Sequence[str]]) -> Any:
+    """Ids of every caption, (N, captions, words), padded on the right to the longest."""
+    flat = [caption for several in captions for caption in several]
+    ids_MW = tokenizer(flat, padding=True, truncation=False, return_tensors="pt").input_ids
+    if ids_MW.shape[1] > ClipSize.max_words:
+        raise InputError(f"a caption has {ids_MW.shape[1]} tokens, and the limit is {ClipSize.max_words}")
+    return ids_MW.reshape(len(captions), -1, ids_MW.shape[1])
+
+
+def build_clip(size: ClipSize, tokenizer: Any) -> Any:
+    """A fresh CLIP from PyTorch's current random state."""
+    from transformers import CLIPConfig, CLIPModel
+
+    vision = {
+        "image_size": SIDE,
+        "patch_size": size.patch_size,
+        "hidden_size": size.vision_width,
+        "intermediate_size": 3 * size.vision_width,
+        "num_hidden_layers": size.vision_layers,
+        "num_attention_heads": size.vision_heads,
+        "projection_dim": size.joint_width,
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": size.text_width,
+        "intermediate_size": 3 * size.text_width,
+        "num_hidden_layers": size.text_layers,
+        "num_attention_heads": size.text_heads,
+        "max_position_embeddings": size.max_words,
+        "projection_dim": size.joint_width,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=size.joint_width))
+
+
+def draw_pairs(pairs: Pairs, batch_size: int, rng: random.Random) -> Iterator[tuple[Any, Any]]:
+    """Batches without end: (pixels_BCHW, ids_BW), one caption of each picture by lot."""
+    import torch
+
+    num_pairs, num_captions, _ = pairs.ids_NKW.shape
+    if num_pairs < batch_size:
+        raise InputError(f"a batch of {batch_size} needs as many pictures, and there are {num_pairs}")
+    while True:
+        order = torch.tensor(rng.sample(range(num_pairs), num_pairs))
+        for start in range(0, num_pairs - batch_size + 1, batch_size):
+            chosen_B = order[start : start + batch_size]
+            which_B = torch.tensor(rng.choices(range(num_captions), k=batch_size))
+            yield pairs.pixels_NCHW[chosen_B], pairs.ids_NKW[chosen_B, which_B]
+
+
+def similarities(model: Any, pixels_BCHW: Any, ids_BW: Any) -> Any:
+    """Scaled cosines, (texts, pictures)."""
+    normalised_BCHW = (pixels_BCHW.float() / 255 - MEAN[0]) / STD[0]
+    longest = int((ids_BW != model.config.text_config.pad_token_id).sum(1).max())
+    return model(input_ids=ids_BW[:, :longest], pixel_values=normalised_BCHW).logits_per_text
+
+
+def contrast(model: Any, pixels_BCHW: Any, ids_BW: Any) -> Any:
+    """CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3)."""
+    import torch
+
+    scores_BB = similarities(model, pixels_BCHW, ids_BW)
+    target_B = torch.arange(len(scores_BB))
+    loss = torch.nn.functional.cross_entropy
+    return (loss(scores_BB, target_B) + loss(scores_BB.T, target_B)) / 2
+
+
+def retrieval(model: Any, pixels_NCHW: Any, ids_NW: Any) -> dict[str, float]:
+    """Recall at 1 in both directions; scenes are never so alike that a tie matters."""
+    import torch
+
+    with torch.no_grad():
+        scores_NN = similarities(model, pixels_NCHW, ids_NW)
+    target_N = torch.arange(len(scores_NN))
+    picture = float((scores_NN.argmax(1) == target_N).float().mean())
+    text = float((scores_NN.argmax(0) == target_N).float().mean())
+    return {"text_to_picture": picture, "picture_to_text": text}
+
+
+def image_processor() -> Any:
+    """CLIP's processor for these pictures: shorter side to SIDE, central square, MEAN and STD."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_mean=list(MEAN),
+        image_std=list(STD),
+    )
