@@ -1,0 +1,53 @@
+# make quickstart   the whole chain on a small world that it draws itself (no GPU, under 15 minutes on 2 cores)
+# make test         every test this machine can run
+# make checks       format, lint, types, import contracts
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PACKAGES := trainer models data_pipeline eval tools sightline.py
+
+# A killed build of a DeepSpeed op leaves a lock on which every later start hangs; keep builds with the environment.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+export TOKENIZERS_PARALLELISM := false
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: quickstart demo test test-fast checks format bench-data clean
+
+quickstart: $(READY)
+	@find $(TORCH_EXTENSIONS_DIR) -name lock -delete 2>/dev/null || true
+	$(BIN)/python -m tools.quickstart
+
+demo: $(READY)
+	$(BIN)/sightline demo runs/quickstart/bundle --examples runs/quickstart/world/held_out/images
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+checks: $(READY)
+	$(BIN)/ruff format --check $(PACKAGES) tests setup.py
+	$(BIN)/ruff check $(PACKAGES) tests setup.py
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format $(PACKAGES) tests setup.py
+	$(BIN)/ruff check --fix $(PACKAGES) tests setup.py
+
+bench-data: $(READY)
+	$(BIN)/python -m tools.bench.data
+
+# The environment: made once, and again when what it is made from changes. constraints.txt pins what was tested together.
+$(READY): setup.py constraints.txt
+	@echo "making the environment in $(VENV) (about 3 minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

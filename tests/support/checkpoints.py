@@ -1,0 +1,42 @@
+"""Checkpoints without a training run: random trained weights for a stage, written as the trainer writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.build import build_vlm, read_facts
+from models.files import write_json
+from trainer.checkpoint import Fragment, write_checkpoint
+from trainer.ranks import Ranks
+from trainer.recipe import Recipe
+from trainer.tuning import apply_plan
+from trainer.weights import base_digests
+
+
+def write_finished(recipe: dict[str, Any], stage: str) -> Path:
+    """A finished stage whose projector and adapters are random, far from their start; its run directory."""
+    checked = Recipe.model_validate_json(json.dumps(recipe))
+    config = checked.stage(stage)
+    facts = read_facts(checked.model, config.data.max_length)
+    vlm = build_vlm(checked.model, facts, frozen_dtype=torch.float32, seed=0)
+    groups = apply_plan(vlm, config.tune, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    fragments = []
+    for group in groups:
+        for name, parameter in zip(group.names, group.parameters, strict=True):
+            value = 0.1 * torch.randn(parameter.shape, generator=generator)
+            fragments.append(Fragment(name, tuple(value.shape), 0, value.view(-1), {}))
+    directory = Path(checked.run) / stage
+    state = {
+        "base": base_digests(checked),
+        "config": json.loads(config.model_dump_json()),
+        "consumed": {"steps": 1, "samples": 1, "tokens": 1, "draws": 1},
+    }
+    written = write_checkpoint(directory / "checkpoints", 1, fragments=fragments, given={}, state=state, ranks=Ranks())
+    write_json(directory / "finished.json", {"checkpoint": written.name, "samples": 1})
+    write_json(Path(checked.run) / "recipe.json", json.loads(checked.model_dump_json()))
+    return Path(checked.run)

@@ -1,0 +1,120 @@
+"""Checkpoints are complete or absent, wherever writing is broken off; slices find their places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import trainer.checkpoint as checkpoint
+from models.errors import InputError
+from trainer.checkpoint import COMMIT, CheckpointReader, Fragment, fault_of, newest, remove_old, write_checkpoint
+from trainer.ranks import Ranks
+
+
+def fragments(fill: float) -> list[Fragment]:
+    values = torch.arange(10.0) + fill
+    moments = {"exp_avg": values * 2, "exp_avg_sq": values * 3}
+    first = Fragment("projector.weight", (3, 4), 0, values, moments)
+    rest = Fragment("projector.weight", (3, 4), 10, torch.tensor([fill, fill]), {key: torch.ones(2) for key in moments})
+    return [first, Fragment("projector.bias", (2,), 0, rest.weight, rest.moments)]
+
+
+def write(root: Path, step: int) -> Path:
+    state = {"consumed": {"steps": step}}
+    given = {"vision.weight": torch.full((2, 2), float(step))}
+    return write_checkpoint(root, step, fragments=fragments(step), given=given, state=state, ranks=Ranks())
+
+
+def test_it_reads_back(tmp_path: Path) -> None:
+    reader = CheckpointReader(write(tmp_path, 3))
+    assert reader.state["consumed"]["steps"] == 3
+    assert set(reader.names()) == {"projector.weight", "projector.bias", "vision.weight"}
+    assert reader.weight("vision.weight").tolist() == [[3.0, 3.0], [3.0, 3.0]]
+    assert reader.read("exp_avg", "projector.weight", 2, 3).tolist() == [10.0, 12.0, 14.0]
+
+
+def test_a_slice_that_no_rank_wrote_is_named(tmp_path: Path) -> None:
+    reader = CheckpointReader(write(tmp_path, 3))
+    with pytest.raises(InputError, match=r"projector\.weight has 10 of 12 elements"):
+        reader.weight("projector.weight")
+
+
+class StopHereError(Exception):
+    """Stands for a process that is killed."""
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_broken_off_at_any_write_the_older_one_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Every call that changes the disk is a place to die; the loader finds a complete checkpoint after each."""
+    write(tmp_path, 1)
+    calls = iter(range(1000))
+
+    def dying(function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == step:
+                raise StopHereError
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("save_file", "sync", "write_json"):
+            patch.setattr(checkpoint, name, dying(getattr(checkpoint, name)))
+        patch.setattr(Path, "rename", dying(Path.rename))
+        patch.setattr(Path, "touch", dying(Path.touch))
+        try:
+            write(tmp_path, 2)
+        except StopHereError:
+            pass
+    found, _ = newest(tmp_path)
+    assert found is not None
+    assert CheckpointReader(found).state["consumed"]["steps"] in (1, 2)
+    write(tmp_path, 2)
+    remove_old(tmp_path, keep=1)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000002"]
+
+
+def test_a_full_disk_leaves_the_old_one_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1)
+    with monkeypatch.context() as patch:
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            write(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
+    assert newest(tmp_path)[0] == tmp_path / "step_000001"
+
+
+@pytest.mark.parametrize("damage", ["commit", "truncate", "flip", "missing", "manifest"])
+def test_a_damaged_one_is_passed_over_and_said_why(tmp_path: Path, damage: str) -> None:
+    write(tmp_path, 1)
+    broken = write(tmp_path, 2)
+    weights = broken / "rank_00000_of_00001.safetensors"
+    match damage:
+        case "commit":
+            (broken / COMMIT).unlink()
+        case "truncate":
+            weights.write_bytes(weights.read_bytes()[:-8])
+        case "flip":
+            contents = bytearray(weights.read_bytes())
+            contents[-1] ^= 1
+            weights.write_bytes(contents)
+        case "missing":
+            weights.unlink()
+        case "manifest":
+            (broken / "manifest.json").write_text("{")
+    found, reasons = newest(tmp_path)
+    assert found == tmp_path / "step_000001"
+    assert len(reasons) == 1
+    assert "step_000002" in reasons[0]
+    assert fault_of(broken) is not None
