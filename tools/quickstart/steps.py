@@ -18,7 +18,7 @@ CAPTION_PROMPT = "Describe the picture."
 class Sizes(Config):
     """How much the quickstart draws and asks. The defaults reach the documented scores; tests take far fewer."""
 
-    num_scenes: int = 12000
+    num_scenes: int = 9000
     num_held_out: int = 500
     num_scored: int = 500
     clip_steps: int | None = None

@@ -26,19 +26,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_world(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="the folder to make")
-    parser.add_argument("--scenes", type=int, default=12000, help="training scenes (default %(default)s)")
+    parser.add_argument("--scenes", type=int, default=9000, help="training scenes (default %(default)s)")
     parser.add_argument("--held-out", type=int, default=500, help="scenes of the exam (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="what is drawn (default %(default)s)")
     parser.set_defaults(run=_world)
 
 
 def _add_clip(parser: argparse.ArgumentParser) -> None:
-    _add_pretraining(parser, steps=400, batch_size=128)
+    _add_pretraining(parser, steps=250, batch_size=128)
     parser.set_defaults(run=_clip)
 
 
 def _add_language(parser: argparse.ArgumentParser) -> None:
-    _add_pretraining(parser, steps=400, batch_size=16)
+    _add_pretraining(parser, steps=150, batch_size=64)
     parser.set_defaults(run=_language)
 
 

@@ -20,6 +20,8 @@ from tools.toy.world import SIDE
 
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+POSITION_SCALE = 20.0
+"""By which first position embeddings are enlarged: at CLIP's own 0.02 a patch's place is drowned by its colour."""
 NUM_CHECKED = 256
 """Pictures at the file's end that are not learnt from: retrieval is measured on them."""
 
@@ -28,7 +30,7 @@ NUM_CHECKED = 256
 class ClipSize:
     """The two towers' shapes."""
 
-    patch_size: int = 16
+    patch_size: int = 24
     vision_width: int = 96
     vision_layers: int = 3
     vision_heads: int = 4
@@ -133,6 +135,7 @@ def encode_captions(tokenizer: Any, captions: Sequence[Sequence[str]]) -> Any:
 
 def build_clip(size: ClipSize, tokenizer: Any) -> Any:
     """A fresh CLIP from PyTorch's current random state."""
+    import torch
     from transformers import CLIPConfig, CLIPModel
 
     vision = {
@@ -156,7 +159,10 @@ def build_clip(size: ClipSize, tokenizer: Any) -> Any:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=size.joint_width))
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=size.joint_width))
+    with torch.no_grad():
+        model.vision_model.embeddings.position_embedding.weight.mul_(POSITION_SCALE)
+    return model
 
 
 def draw_pairs(pairs: Pairs, batch_size: int, rng: random.Random) -> Iterator[tuple[Any, Any]]:

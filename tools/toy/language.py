@@ -1,8 +1,8 @@
 """A tiny causal language model that reads only text: its tokenizer, its pretraining, and its folder on disk.
 
-Owns a byte-level BPE with ChatML's two markers and a pad token (none for pictures), and a Llama of a few layers. It
-learns from text.jsonl, where a description stands in the picture's stead and questions about it follow. It never sees
-a picture: that a projector can later speak to it is for the alignment to show.
+Owns a byte-level BPE with a chat template of three tokens a turn (none for pictures), and a Llama of a few layers. It
+learns from text.jsonl how questions and answers go, and can only guess them: it never sees a picture. That a projector
+can later speak to it is for the alignment to show.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from models.errors import InputError
 from tools.toy.folder import whole_folder
 from tools.toy.optimise import Schedule, fit
 
-START, END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
+USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + ('<|end|>' if message['role'] == 'assistant' else '') }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 NUM_CHECKED = 128
 """Texts at the file's end that are not learnt from: what was reached is measured on them."""
@@ -34,13 +34,13 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class LanguageSize:
-    """The Llama's shape; its output matrix is its embedding (tied)."""
+    """The Llama's shape; its output matrix is apart from its embedding."""
 
     vocab_size: int = 512
-    hidden_size: int = 96
-    intermediate_size: int = 256
+    hidden_size: int = 64
+    intermediate_size: int = 192
     num_layers: int = 3
-    num_heads: int = 4
+    num_heads: int = 2
     max_positions: int = 1024
     initializer_range: float = 0.1
     """About 1 / sqrt(hidden_size): at Llama's own 0.02 attention stays flat for hundreds of steps."""
@@ -91,7 +91,7 @@ def read_texts(path: Path) -> list[list[dict[str, str]]]:
 
 
 def train_tokenizer(contents: Sequence[str]) -> Any:
-    """A byte-level BPE with ChatML's markers; eos is `<|im_end|>`, and padding has a token of its own."""
+    """A byte-level BPE with the chat template's markers; eos is `<|end|>`, and padding has a token of its own."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -100,11 +100,11 @@ def train_tokenizer(contents: Sequence[str]) -> Any:
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=LanguageSize.vocab_size,
-        special_tokens=[START, END, PAD],
+        special_tokens=[USER, ASSISTANT, END, PAD],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator([*contents, *["user\nassistant\nsystem\n"] * 2], trainer)
+    bpe.train_from_iterator([*contents, "\n"], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=END, pad_token=PAD, model_max_length=LanguageSize.max_positions
     )
@@ -125,7 +125,7 @@ def build_language(size: LanguageSize, tokenizer: Any) -> Any:
         num_key_value_heads=size.num_heads,
         max_position_embeddings=size.max_positions,
         initializer_range=size.initializer_range,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -137,9 +137,9 @@ def encode(tokenizer: Any, messages: Sequence[dict[str, str]]) -> Row:
     """A conversation in CHAT_TEMPLATE's words; an answer and the marker that ends it count as spoken."""
     parts: list[tuple[str, bool]] = []
     for message in messages:
-        parts.append((f"{START}{message['role']}\n", False))
-        parts.append((f"{message['content']}{END}", message["role"] == "assistant"))
-        parts.append(("\n", False))
+        said = message["role"] == "assistant"
+        parts.append((f"<|{message['role']}|>", False))
+        parts.append((message["content"] + (END if said else ""), said))
     pieces = tokenizer([text for text, _ in parts], add_special_tokens=False).input_ids
     ids = [token for piece in pieces for token in piece]
     spoken = [said for piece, (_, said) in zip(pieces, parts, strict=True) for _ in piece]

@@ -10,11 +10,20 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tools.toy.world import CENTRES, COLOURS, PLACES, SHAPES, Scene, Thing
+from tools.toy.world import CENTRES, PLACES, Scene, Thing
 
 NOTHING = "nothing"
 CAPTION_REQUEST = "Describe the picture."
-_NUMBERS = {1: "one thing", 2: "two things", 3: "three things", 4: "four things"}
+_AT_A_THING = 0.75
+"""Share of the questions about a place at which there is a thing for sure: `nothing` must not be the best guess."""
+_NUMBERS = {1: "one thing", 2: "two things"}
+_SIDES = {
+    "further left": (0, 1),
+    "further right": (0, -1),
+    "higher": (1, 1),
+    "lower": (1, -1),
+}
+"""Which thing is ...: the axis that is compared, and the sign by which the smaller coordinate wins."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +51,11 @@ def captions(scene: Scene) -> list[str]:
     ]
 
 
-def describe(scene: Scene, rng: random.Random) -> str:
-    """The whole scene in words, phrased and ordered by lot: what stands in a picture's stead in text."""
-    things = rng.sample(scene.things, len(scene.things))
-    style = rng.randrange(3)
-    if style == 0:
-        return ", ".join(f"{PLACES[thing.place]} {thing.size} {thing.name}" for thing in things)
-    if style == 1:
-        return " and ".join(f"{phrase(thing)} at the {PLACES[thing.place]}" for thing in things)
-    return ", ".join(f"{thing.name} {thing.size} {PLACES[thing.place]}" for thing in things)
-
-
-def ask_at(scene: Scene, rng: random.Random, place: int | None = None) -> Question:
+def ask_at(scene: Scene, rng: random.Random) -> Question:
     """What lies at a place, which may be empty."""
-    place = rng.randrange(len(PLACES)) if place is None else place
+    place = rng.choice(scene.things).place if rng.random() < _AT_A_THING else rng.randrange(len(PLACES))
     thing = scene.at(place)
-    return Question("at", f"What is at the {PLACES[place]}?", phrase(thing) if thing else NOTHING)
+    return Question("at", f"What is at the {PLACES[place]}?", thing.name if thing else NOTHING)
 
 
 def ask_count(scene: Scene, rng: random.Random) -> Question:
@@ -67,9 +65,9 @@ def ask_count(scene: Scene, rng: random.Random) -> Question:
 
 
 def ask_colour(scene: Scene, rng: random.Random) -> Question:
-    """The colour of a thing known by its shape."""
+    """The colour of the thing at a place."""
     thing = rng.choice(scene.things)
-    return Question("colour", f"What colour is the {thing.shape}?", thing.colour)
+    return Question("colour", f"What colour is the thing at the {PLACES[thing.place]}?", thing.colour)
 
 
 def ask_shape(scene: Scene, rng: random.Random) -> Question:
@@ -79,37 +77,27 @@ def ask_shape(scene: Scene, rng: random.Random) -> Question:
 
 
 def ask_where(scene: Scene, rng: random.Random) -> Question:
-    """The place of a thing."""
+    """The place of a thing known by its colour."""
     thing = rng.choice(scene.things)
-    return Question("where", f"Where is the {thing.name}?", PLACES[thing.place])
+    return Question("where", f"Where is the {thing.colour} thing?", PLACES[thing.place])
 
 
 def ask_size(scene: Scene, rng: random.Random) -> Question:
-    """Whether a thing is small or large."""
+    """Whether a thing known by its colour is small or large."""
     thing = rng.choice(scene.things)
-    return Question("size", f"What size is the {thing.name}?", thing.size)
-
-
-def ask_exists(scene: Scene, rng: random.Random) -> Question:
-    """Whether there is a thing of some shape or some colour; half of the time there is."""
-    by_shape = rng.random() < 0.5
-    values = list(SHAPES if by_shape else COLOURS)
-    present = [thing.shape if by_shape else thing.colour for thing in scene.things]
-    there = rng.random() < 0.5
-    value = rng.choice(present if there else [value for value in values if value not in present])
-    return Question("exists", f"Is there a {value}{'' if by_shape else ' thing'}?", "yes" if there else "no")
+    return Question("size", f"What size is the {thing.colour} thing?", thing.size)
 
 
 def ask_relation(scene: Scene, rng: random.Random) -> Question | None:
-    """On which side of another a thing lies, across or up and down; None where there is but one thing."""
+    """Which of two things lies further to one side; None where there is but one thing."""
     if len(scene.things) < 2:
         return None
-    first, second = rng.sample(scene.things, 2)
-    (x, y), (other_x, other_y) = CENTRES[first.place], CENTRES[second.place]
-    across, along = ("left of", "right of", x - other_x), ("above", "below", y - other_y)
-    near, far, difference = rng.choice([side for side in (across, along) if side[-1]])
-    text = f"Is the {first.name} {near} or {far} the {second.name}?"
-    return Question("relation", text, near if difference < 0 else far)
+    first, second = scene.things
+    here, there = CENTRES[first.place], CENTRES[second.place]
+    side = rng.choice([side for side, (axis, _) in _SIDES.items() if here[axis] != there[axis]])
+    axis, sign = _SIDES[side]
+    nearer = first if sign * here[axis] < sign * there[axis] else second
+    return Question("relation", f"Which thing is {side}?", nearer.name)
 
 
 KINDS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
@@ -119,19 +107,12 @@ KINDS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "shape": ask_shape,
     "where": ask_where,
     "size": ask_size,
-    "exists": ask_exists,
     "relation": ask_relation,
 }
 """Every kind of question, each equally often among those that are held out."""
 
 
-def ask_all(scene: Scene, rng: random.Random) -> list[Question]:
-    """One question of each kind that the scene allows, in an order by lot."""
+def ask_some(scene: Scene, rng: random.Random, num: int) -> list[Question]:
+    """`num` questions of different kinds, each kind that the scene allows equally likely."""
     asked = [question for ask in KINDS.values() if (question := ask(scene, rng))]
-    rng.shuffle(asked)
-    return asked
-
-
-def ask_places(scene: Scene, rng: random.Random) -> list[Question]:
-    """What lies at each place, in an order by lot."""
-    return [ask_at(scene, rng, place) for place in rng.sample(range(len(PLACES)), len(PLACES))]
+    return rng.sample(asked, num)

@@ -3,15 +3,13 @@
 Owns the facts (`Scene`, `Thing`), their seeded draw and the pixels. Does not own words (questions.py) or files
 (write.py).
 
-      +-----------------------+
-      |         top           |   one to three things, each at a place of its own, with a shape, a colour and a
-      |          O            |   size; where exactly it lies there, its shade and its extent vary by lot, so no
-      |  left         right   |   two pictures of one scene are the same.
-      |   #             +     |
-      |                       |
-      |        bottom         |
-      |          A            |
-      +-----------------------+
+      +-------------+-------------+
+      |  top left   |  top right  |   one or two things, each at a place of its own, with a shape, a colour and a
+      |      O      |             |   size; where exactly it lies there, its shade and its extent vary by lot, so no
+      |-------------+-------------|   two pictures of one scene are the same.
+      | bottom left | bottom right|
+      |             |      +      |
+      +-------------+-------------+
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-SIDE = 64
+SIDE = 48
 """Width and height of a picture, in pixels."""
-PLACES = ("top", "left", "right", "bottom")
-CENTRES = ((32, 13), (13, 32), (51, 32), (32, 51))
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+CENTRES = ((12, 12), (36, 12), (12, 36), (36, 36))
 """Where place i lies, in pixels: (x from the left, y from the top)."""
 SIZES = ("small", "large")
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -37,11 +35,11 @@ COLOURS = {
     "purple": (146, 48, 180),
     "orange": (244, 128, 24),
 }
-COUNT_WEIGHTS = {1: 0.1, 2: 0.4, 3: 0.5}
-"""How often a scene holds so many things. One alone is rare: there are only 192 such scenes to tell apart."""
+COUNT_WEIGHTS = {1: 0.4, 2: 0.6}
+"""How often a scene holds so many things. One alone is where words are learnt, two are where they are told apart."""
 
 _SUPERSAMPLE = 4
-_RADIUS = {"small": (5.0, 6.5), "large": (10.0, 12.0)}
+_RADIUS = {"small": (4.8, 6.2), "large": (9.0, 10.5)}
 _SHADE = 14
 _JITTER = 1.5
 _POLYGONS = {

@@ -1,9 +1,9 @@
 """The small world on disk: pictures, LLaVA-format conversations, text for a language model, a held-out exam.
 
     OUT/images/*.jpg      a picture per training scene
-    OUT/align.json        LLaVA's format, for the projector: what lies where, then a caption
-    OUT/lora.json         LLaVA's format, for LoRA: a question of each kind
-    OUT/text.jsonl        {"messages": [...]}: such talk about other scenes, a description in the picture's stead
+    OUT/align.json        LLaVA's format, for the projector: a caption or a question for each picture
+    OUT/lora.json         LLaVA's format, for LoRA: a caption and questions, each a conversation of its own
+    OUT/text.jsonl        {"messages": [...]}: such talk about other scenes, without anything to go by
     OUT/captions.jsonl    {"image", "captions"}: what a contrastive model learns from
     OUT/held_out/         images/, questions.json and annotations.json (VQA v2), captions.json (COCO)
 
@@ -22,15 +22,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from tools.toy.folder import whole_folder
-from tools.toy.questions import CAPTION_REQUEST, KINDS, Question, ask_all, ask_places, captions, describe
+from tools.toy.questions import CAPTION_REQUEST, KINDS, Question, ask_some, captions
 from tools.toy.world import Scene, draw_scenes, render
 
 NUM_ANSWERS = 10
 """VQA v2 has ten human answers to a question; here all ten agree."""
 QUESTIONS_PER_HELD_OUT_SCENE = 2
-TURNS_OF_TEXT = 4
-"""Short texts make many small steps, from which a tiny model learns more than from few long ones."""
-_ANSWER_TYPES = {"count": "number", "exists": "yes/no", "relation": "yes/no"}
+QUESTIONS_PER_SCENE = 3
+CAPTION_SHARE = 0.5
+"""Share of the scenes whose picture is also described."""
+_ANSWER_TYPES = {"count": "number"}
 
 
 def write_world(out: Path, num_scenes: int, num_held_out: int, seed: int) -> None:
@@ -54,11 +55,21 @@ def _write_training(folder: Path, scenes: Sequence[Scene], seed: int) -> None:
             image = f"{number:06d}.jpg"
             _save(render(scene, ink), folder / "images" / image)
             lines.write(json.dumps({"image": image, "captions": captions(scene)}) + "\n")
-            caption = Question("caption", CAPTION_REQUEST, captions(scene)[0])
-            align.append(llava_record(f"align-{number:06d}", image, [*ask_places(scene, ask), caption]))
-            lora.append(llava_record(f"lora-{number:06d}", image, ask_all(scene, ask)))
+            for turn, question in enumerate(talk(scene, ask)):
+                lora.append(llava_record(f"lora-{number:06d}-{turn}", image, [question]))
+            align.append(llava_record(f"align-{number:06d}", image, [ask.choice(talk(scene, ask))]))
     _write_json(folder / "align.json", align)
     _write_json(folder / "lora.json", lora)
+
+
+def talk(scene: Scene, rng: random.Random) -> list[Question]:
+    """What is said about a scene, each turn on its own.
+
+    One turn a conversation: behind others a question is further from its picture, and a tiny model, which has to learn
+    to look there at all, takes several times as long.
+    """
+    described = [Question("caption", CAPTION_REQUEST, captions(scene)[0])] if rng.random() < CAPTION_SHARE else []
+    return [*ask_some(scene, rng, QUESTIONS_PER_SCENE), *described]
 
 
 def llava_record(name: str, image: str, turns: Sequence[Question]) -> dict[str, Any]:
@@ -74,13 +85,10 @@ def llava_record(name: str, image: str, turns: Sequence[Question]) -> dict[str, 
 def _write_text(path: Path, scenes: Any, rng: random.Random) -> None:
     with path.open("w", encoding="utf-8") as lines:
         for scene in scenes:
-            turns = [*ask_all(scene, rng), Question("caption", CAPTION_REQUEST, captions(scene)[0])]
-            messages = []
-            for index, turn in enumerate(rng.sample(turns, TURNS_OF_TEXT)):
-                context = "" if index else describe(scene, rng) + "\n"
-                messages.append({"role": "user", "content": context + turn.text})
-                messages.append({"role": "assistant", "content": turn.answer})
-            lines.write(json.dumps({"messages": messages}) + "\n")
+            for question in talk(scene, rng):
+                messages = [("user", question.text), ("assistant", question.answer)]
+                turns = [{"role": role, "content": content} for role, content in messages]
+                lines.write(json.dumps({"messages": turns}) + "\n")
 
 
 def _write_held_out(folder: Path, scenes: Sequence[Scene], seed: int) -> None:
