@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_world(verbs.add_parser("world", help="draw scenes; write pictures, conversations and an exam"))
     _add_clip(verbs.add_parser("clip", help="pretrain a tiny CLIP on a world's pictures and captions"))
     _add_language(verbs.add_parser("language", help="pretrain a tiny language model on a world's text"))
+    _add_llama2c(verbs.add_parser("import-llama2c", help="turn a llama2.c model into a Hugging Face directory"))
     return parser
 
 
@@ -70,6 +71,21 @@ def _language(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     reached = pretrain_language(arguments.world, arguments.out, arguments.steps, arguments.batch_size, arguments.seed)
     print(f"wrote {arguments.out}: {_figures(reached)}")
+    return 0
+
+
+def _add_llama2c(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="llama2.c's .bin of weights (version 0)")
+    parser.add_argument("tokenizer", type=Path, help="llama2.c's tokenizer.bin, made for this model")
+    parser.add_argument("out", type=Path, help="the directory to make")
+    parser.set_defaults(run=_llama2c)
+
+
+def _llama2c(arguments: argparse.Namespace) -> int:
+    from tools.toy.llama2c import import_llama2c
+
+    header = import_llama2c(arguments.model, arguments.tokenizer, arguments.out)
+    print(f"wrote {arguments.out}: {header.num_layers} layers of width {header.width}, {header.vocab_size} pieces")
     return 0
 
 
