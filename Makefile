@@ -2,6 +2,9 @@
 # make test         every test this machine can run
 # make checks       format, lint, types, import contracts
 
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,9 +47,10 @@ bench-data: $(READY)
 # The environment: made once, and again when what it is made from changes. constraints.txt pins what was tested together.
 $(READY): setup.py constraints.txt
 	@echo "making the environment in $(VENV) (about 3 minutes)"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]' 2> $(VENV)/install.log \
+		| grep --line-buffered -E '^(Collecting|Building|Installing|Successfully)' \
+		|| { tail -n 30 $(VENV)/install.log; exit 1; }
 	@touch $@
 
 clean:

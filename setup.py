@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+PACKAGES = ("trainer", "models", "data_pipeline", "eval", "tools")
+
 CORE = [
     "torch>=2.11",
     "transformers>=5.17",
@@ -33,9 +35,7 @@ setup(
     description="Train vision-language models with DeepSpeed ZeRO and hand back a bundle that runs on one GPU.",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(
-        include=[f"{name}{suffix}" for name in ("trainer", "models", "data_pipeline", "eval", "tools") for suffix in ("", ".*")]
-    ),
+    packages=find_packages(include=[*PACKAGES, *(f"{name}.*" for name in PACKAGES)]),
     py_modules=["sightline"],
     install_requires=CORE,
     extras_require={

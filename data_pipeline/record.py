@@ -97,7 +97,7 @@ def _text(payload: bytes) -> str:
 
 def _json(payload: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(payload)
+        content = json.loads(payload.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         raise RecordError("the JSON cannot be read") from None
     if not isinstance(content, dict):

@@ -39,8 +39,8 @@ from trainer.streams import stream_seed
 from trainer.tuning import ParameterGroup, apply_plan
 from trainer.weights import base_digests, finished_checkpoint, load_weights
 
-FREE_ON_RESUME = {"engine", "checkpoint", "validation"}
-"""Fields of a stage that may change between a start and its resumption: they say how, not what."""
+FREE_ON_RESUME = {"engine": None, "checkpoint": None, "validation": None, "data": "num_workers", "batch": "micro_rows"}
+"""What may change between a start and its resumption, whole fields or one key of a field: it says how, not what."""
 
 
 @dataclass
@@ -97,39 +97,23 @@ def micro_batches(config: StageConfig, world_size: int) -> int:
 
 
 def open_stage(recipe: Recipe, name: str, ranks: Ranks) -> Stage:
-    """Build a stage; it goes on from its newest sound checkpoint where there is one, else starts from its `init`."""
-    config = recipe.stage(name)
+    """Build a stage; it goes on from its newest sound checkpoint where there is one, else starts from its `init`.
+
+    What a person can have got wrong is looked at first, before the ranks meet and before anything is written.
+    """
+    config, directory = recipe.stage(name), Path(recipe.run) / name
     check_built(recipe, name)
-    directory = Path(recipe.run) / name
     given_from = _init_reader(recipe, config)
-    checkpoint, passed_over = newest(directory / "checkpoints")
-    if ranks.is_first:
-        for reason in passed_over:
-            print(f"passed over {reason}", flush=True)
-    reader = CheckpointReader(checkpoint) if checkpoint is not None else None
     facts = read_facts(recipe.model, config.data.max_length)
     stream = _open_stream(recipe, name, facts, ranks, directory)
     device = start_distributed(ranks)
     record = _record(recipe, name, facts, ranks)
-    if ranks.is_first:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory.parent / "recipe.json", json.loads(recipe.model_dump_json()))
+    reader = _resume_point(directory, record, ranks)
+    _write_recipe(recipe, directory, ranks)
     vlm, groups, given = _prepare_model(recipe, name, facts, given_from)
     if reader is not None:
-        check_same(record, reader)
         load_weights(vlm, reader)
-    step = TrainStep(vlm, build_objective(config.objective), config.engine.precision).to(device)
-    if config.engine.activation_checkpointing:
-        vlm.language.gradient_checkpointing_enable({"use_reentrant": False})
-    engine = Engine(
-        step,
-        groups,
-        config=config.engine,
-        optimizer=config.optimizer,
-        micro_rows=config.batch.micro_rows,
-        num_micro_batches=micro_batches(config, ranks.world_size),
-        ranks=ranks,
-    )
+    engine = _build_engine(config, vlm.to(device), groups, ranks)
     consumed = Consumed()
     if reader is not None:
         engine.load_moments(reader.read, int(reader.state["num_updates"]))
@@ -137,6 +121,43 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks) -> Stage:
         consumed = Consumed(**reader.state["consumed"])
     return Stage(
         recipe, name, config, directory, ranks, device, facts.text, groups, engine, stream, given, record, consumed
+    )
+
+
+def _resume_point(directory: Path, record: dict[str, Any], ranks: Ranks) -> CheckpointReader | None:
+    """The newest sound checkpoint, chosen by the first rank for all; it must have been made by this same stage."""
+    found: Path | None = None
+    if ranks.is_first:
+        found, passed_over = newest(directory / "checkpoints")
+        for reason in passed_over:
+            print(f"passed over {reason}", flush=True)
+    found = ranks.gather(found)[0]
+    if found is None:
+        return None
+    reader = CheckpointReader(found)
+    check_same(record, reader)
+    if ranks.is_first:
+        print(f"going on from {found}", flush=True)
+    return reader
+
+
+def _write_recipe(recipe: Recipe, directory: Path, ranks: Ranks) -> None:
+    if ranks.is_first:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory.parent / "recipe.json", json.loads(recipe.model_dump_json()))
+
+
+def _build_engine(config: StageConfig, vlm: VLM, groups: list[ParameterGroup], ranks: Ranks) -> Engine:
+    if config.engine.activation_checkpointing:
+        vlm.language.gradient_checkpointing_enable({"use_reentrant": False})
+    return Engine(
+        TrainStep(vlm, build_objective(config.objective), config.engine.precision),
+        groups,
+        config=config.engine,
+        optimizer=config.optimizer,
+        micro_rows=config.batch.micro_rows,
+        num_micro_batches=micro_batches(config, ranks.world_size),
+        ranks=ranks,
     )
 
 
@@ -205,10 +226,20 @@ def check_same(record: dict[str, Any], reader: CheckpointReader) -> None:
     for field in ("seed", "model", "base"):
         if record[field] != reader.state[field]:
             differing.append(field)
-    before, now = reader.state["config"], record["config"]
-    differing += [f"{field}" for field in now if field not in FREE_ON_RESUME and now[field] != before.get(field)]
+    before, now = _binding(reader.state["config"]), _binding(record["config"])
+    differing += [field for field in now if now[field] != before.get(field)]
     if differing:
         raise InputError(
             f"{reader.directory}: made with another {', '.join(differing)}; "
             f"take those of {reader.directory.parents[2] / 'recipe.json'}, or start anew with run=ANOTHER_DIRECTORY"
         )
+
+
+def _binding(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a stage's configuration that a resumption must share."""
+    binding = {}
+    for field, value in config.items():
+        free = FREE_ON_RESUME.get(field, "")
+        if free is not None:
+            binding[field] = {key: inner for key, inner in value.items() if key != free} if free else value
+    return binding

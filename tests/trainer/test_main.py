@@ -115,3 +115,6 @@ def test_a_changed_recipe_is_refused_on_resume_and_a_finished_stage_stays(folder
     assert changed.returncode == 2
     assert "made with another batch" in changed.stderr
     assert "Traceback" not in changed.stderr
+    free = start("stages.align.batch.micro_rows=1", "stages.align.data.num_workers=1", "stages.align.engine.zero=zero1")
+    assert free.returncode == 0, free.stderr
+    assert "going on from" in free.stdout

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from models.errors import run_cli
+from models.errors import InputError, run_cli
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.toy", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_world(verbs.add_parser("world", help="draw scenes; write pictures, conversations and an exam"))
-    _add_clip(verbs.add_parser("clip", help="pretrain a tiny CLIP on a world's pictures and captions"))
+    _add_clip(verbs.add_parser("clip", help="pretrain a tiny CLIP on a world, or on photos with captions"))
     _add_language(verbs.add_parser("language", help="pretrain a tiny language model on a world's text"))
     _add_llama2c(verbs.add_parser("import-llama2c", help="turn a llama2.c model into a Hugging Face directory"))
     return parser
@@ -34,17 +35,23 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_clip(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("world", type=Path, nargs="?", help="a folder that `world` made; none with --captions")
     _add_pretraining(parser, steps=250, batch_size=128)
+    photos = parser.add_argument_group("photos in place of a world")
+    photos.add_argument("--captions", type=Path, metavar="FILE.json", help="a list of {file_name, caption}")
+    photos.add_argument("--images", type=Path, metavar="DIR", help="where the photos lie")
+    photos.add_argument("--size", type=int, default=96, help="side they are cut to, in pixels (default %(default)s)")
+    photos.add_argument("--patch", type=int, default=16, help="side of a patch, in pixels (default %(default)s)")
     parser.set_defaults(run=_clip)
 
 
 def _add_language(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("world", type=Path, help="a folder that `world` made")
     _add_pretraining(parser, steps=150, batch_size=64)
     parser.set_defaults(run=_language)
 
 
 def _add_pretraining(parser: argparse.ArgumentParser, steps: int, batch_size: int) -> None:
-    parser.add_argument("world", type=Path, help="a folder that `world` made")
     parser.add_argument("out", type=Path, help="the folder to make, in Hugging Face format")
     parser.add_argument("--steps", type=int, default=steps, help="optimizer steps (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=batch_size, help="rows a step (default %(default)s)")
@@ -55,10 +62,17 @@ def _add_pretraining(parser: argparse.ArgumentParser, steps: int, batch_size: in
 def _clip(arguments: argparse.Namespace) -> int:
     import torch
 
-    from tools.toy.clip import pretrain_clip
+    from tools.toy.clip import pretrain_clip, read_world
+    from tools.toy.photos import photo_size, read_photos
 
+    world, captions, images = arguments.world, arguments.captions, arguments.images
+    if (world is None) == (captions is None) or (captions is None) != (images is None):
+        raise InputError("clip: give either a world, or photos with both --captions FILE.json and --images DIR")
+    read = partial(read_world, world)
+    if captions is not None:
+        read = partial(read_photos, captions, images, photo_size(arguments.size, arguments.patch))
     torch.set_num_threads(arguments.threads)
-    reached = pretrain_clip(arguments.world, arguments.out, arguments.steps, arguments.batch_size, arguments.seed)
+    reached = pretrain_clip(read, arguments.out, arguments.steps, arguments.batch_size, arguments.seed)
     print(f"wrote {arguments.out}: {_figures(reached)}")
     return 0
 

@@ -1,14 +1,15 @@
-"""A tiny CLIP, trained from nothing by contrast on the small world's pictures and captions.
+"""A tiny CLIP, trained from nothing by contrast on pictures and captions: the small world's, or anybody's photos.
 
 Owns its tokenizer, its shape, its training and its folder on disk (transformers' CLIPModel with an image processor, so
-that any loader of CLIP vision towers opens it). Knows nothing of the language model.
+that any loader of CLIP vision towers opens it). Does not own how photos are read and varied (photos.py). Knows nothing
+of the language model.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +29,9 @@ NUM_CHECKED = 256
 
 @dataclass(frozen=True)
 class ClipSize:
-    """The two towers' shapes."""
+    """The two towers' shapes, and how many words their tokenizer knows."""
 
+    image_size: int = SIDE
     patch_size: int = 24
     vision_width: int = 96
     vision_layers: int = 3
@@ -38,40 +40,57 @@ class ClipSize:
     text_layers: int = 2
     text_heads: int = 4
     max_words: int = 48
+    vocab_size: int = 512
     joint_width: int = 64
 
 
+class Captioned(NamedTuple):
+    """Pictures as bytes (N, 3, S, S), the captions of each (equally many), the towers for them, and how pictures are
+    varied as they are drawn."""
+
+    pixels_NCHW: Any
+    captions: Sequence[Sequence[str]]
+    size: ClipSize
+    vary: Callable[[Any, random.Random], Any] | None = None
+
+
 class Pairs(NamedTuple):
-    """Pictures as bytes (N, 3, SIDE, SIDE) and, for each, its captions' ids, padded (N, captions, words)."""
+    """Pictures as bytes (N, 3, S, S) and, for each, its captions' ids, padded (N, captions, words)."""
 
     pixels_NCHW: Any
     ids_NKW: Any
 
 
-def pretrain_clip(world: Path, out: Path, steps: int, batch_size: int, seed: int) -> dict[str, float]:
-    """Train on `world`/captions.jsonl and its pictures; write a Hugging Face folder with reached.json in it.
+def pretrain_clip(read: Callable[[], Captioned], out: Path, steps: int, batch_size: int, seed: int) -> dict[str, float]:
+    """Train on the pictures and captions that `read` gives; write a Hugging Face folder with reached.json in it.
 
     Returns what was reached: how often the right caption is the nearest among 256, and the other way round, on
-    pictures that were not learnt from.
+    pictures that were not learnt from (the last 256).
     """
     import torch
 
-    images, captions = read_captions(world)
     with whole_folder(out) as folder:
-        tokenizer = train_tokenizer([caption for several in captions for caption in several])
-        pairs = Pairs(load_pixels(images), encode_captions(tokenizer, captions))
+        pixels_NCHW, captions, size, vary = read()
+        tokenizer = train_tokenizer([caption for several in captions for caption in several], size)
+        pairs = Pairs(pixels_NCHW, encode_captions(tokenizer, captions))
         torch.manual_seed(seed)
-        model = build_clip(ClipSize(), tokenizer)
+        model = build_clip(size, tokenizer)
         learnt = Pairs(pairs.pixels_NCHW[:-NUM_CHECKED], pairs.ids_NKW[:-NUM_CHECKED])
-        batches = draw_pairs(learnt, batch_size, random.Random(f"{seed}:clip"))
+        batches = draw_pairs(learnt, batch_size, random.Random(f"{seed}:clip"), vary)
         train_loss = fit(model, (contrast(model, *batch) for batch in batches), steps, Schedule(2e-3), "clip")
         unseen = (pairs.pixels_NCHW[-NUM_CHECKED:], pairs.ids_NKW[-NUM_CHECKED:, 0])
         reached = {"steps": steps, "train_loss": train_loss, **retrieval(model, *unseen)}
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        image_processor().save_pretrained(folder)
+        image_processor(size).save_pretrained(folder)
         (folder / "reached.json").write_text(json.dumps(reached, indent=1) + "\n", encoding="utf-8")
     return reached
+
+
+def read_world(world: Path) -> Captioned:
+    """The pictures of a world, and the captions of each."""
+    images, captions = read_captions(world)
+    return Captioned(load_pixels(images), captions, ClipSize())
 
 
 def read_captions(world: Path) -> tuple[list[Path], list[list[str]]]:
@@ -98,7 +117,7 @@ def load_pixels(images: Sequence[Path]) -> Any:
     return torch.from_numpy(pixels_NHWC).permute(0, 3, 1, 2).contiguous()
 
 
-def train_tokenizer(captions: Sequence[str]) -> Any:
+def train_tokenizer(captions: Sequence[str], size: ClipSize) -> Any:
     """A byte-level BPE over the captions, with CLIP's own two markers around each text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -110,7 +129,9 @@ def train_tokenizer(captions: Sequence[str]) -> Any:
     specials = [START, END, PAD]
     bpe.train_from_iterator(
         captions,
-        trainers.BpeTrainer(vocab_size=512, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=size.vocab_size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(START, bpe.token_to_id(START)), (END, bpe.token_to_id(END))]
@@ -120,7 +141,7 @@ def train_tokenizer(captions: Sequence[str]) -> Any:
         bos_token=START,
         eos_token=END,
         pad_token=PAD,
-        model_max_length=ClipSize.max_words,
+        model_max_length=size.max_words,
     )
 
 
@@ -128,8 +149,12 @@ def encode_captions(tokenizer: Any, captions: Sequence[Sequence[str]]) -> Any:
     """Ids of every caption, (N, captions, words), padded on the right to the longest."""
     flat = [caption for several in captions for caption in several]
     ids_MW = tokenizer(flat, padding=True, truncation=False, return_tensors="pt").input_ids
-    if ids_MW.shape[1] > ClipSize.max_words:
-        raise InputError(f"a caption has {ids_MW.shape[1]} tokens, and the limit is {ClipSize.max_words}")
+    if ids_MW.shape[1] > tokenizer.model_max_length:
+        longest = max(flat, key=lambda caption: len(tokenizer(caption).input_ids))
+        raise InputError(
+            f"a caption has {ids_MW.shape[1]} tokens, and the limit is {tokenizer.model_max_length}: "
+            f"shorten {longest[:40]!r} ..."
+        )
     return ids_MW.reshape(len(captions), -1, ids_MW.shape[1])
 
 
@@ -139,7 +164,7 @@ def build_clip(size: ClipSize, tokenizer: Any) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     vision = {
-        "image_size": SIDE,
+        "image_size": size.image_size,
         "patch_size": size.patch_size,
         "hidden_size": size.vision_width,
         "intermediate_size": 3 * size.vision_width,
@@ -165,7 +190,9 @@ def build_clip(size: ClipSize, tokenizer: Any) -> Any:
     return model
 
 
-def draw_pairs(pairs: Pairs, batch_size: int, rng: random.Random) -> Iterator[tuple[Any, Any]]:
+def draw_pairs(
+    pairs: Pairs, batch_size: int, rng: random.Random, vary: Callable[[Any, random.Random], Any] | None = None
+) -> Iterator[tuple[Any, Any]]:
     """Batches without end: (pixels_BCHW, ids_BW), one caption of each picture by lot."""
     import torch
 
@@ -177,7 +204,8 @@ def draw_pairs(pairs: Pairs, batch_size: int, rng: random.Random) -> Iterator[tu
         for start in range(0, num_pairs - batch_size + 1, batch_size):
             chosen_B = order[start : start + batch_size]
             which_B = torch.tensor(rng.choices(range(num_captions), k=batch_size))
-            yield pairs.pixels_NCHW[chosen_B], pairs.ids_NKW[chosen_B, which_B]
+            pixels_BCHW = pairs.pixels_NCHW[chosen_B]
+            yield vary(pixels_BCHW, rng) if vary else pixels_BCHW, pairs.ids_NKW[chosen_B, which_B]
 
 
 def similarities(model: Any, pixels_BCHW: Any, ids_BW: Any) -> Any:
@@ -209,13 +237,13 @@ def retrieval(model: Any, pixels_NCHW: Any, ids_NW: Any) -> dict[str, float]:
     return {"text_to_picture": picture, "picture_to_text": text}
 
 
-def image_processor() -> Any:
-    """CLIP's processor for these pictures: shorter side to SIDE, central square, MEAN and STD."""
+def image_processor(size: ClipSize) -> Any:
+    """CLIP's processor for these pictures: shorter side to the tower's size, central square, MEAN and STD."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     return CLIPImageProcessorPil(
-        size={"shortest_edge": SIDE},
-        crop_size={"height": SIDE, "width": SIDE},
+        size={"shortest_edge": size.image_size},
+        crop_size={"height": size.image_size, "width": size.image_size},
         image_mean=list(MEAN),
         image_std=list(STD),
     )

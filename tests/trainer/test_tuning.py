@@ -1,0 +1,68 @@
+"""Tuning plans: what learns, in which precision, at which rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.build import build_vlm, read_facts
+from models.vlm import VLM
+from tests.support.backbones import tiny_recipe
+from trainer.config import Frozen, Full, Lora, TuningPlan
+from trainer.recipe import Recipe
+from trainer.tuning import apply_plan
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("tuning")
+    return Recipe.model_validate_json(Recipe.model_validate(tiny_recipe(folder, Path("none"))).model_dump_json())
+
+
+def model(recipe: Recipe, dtype: torch.dtype = torch.bfloat16) -> VLM:
+    return build_vlm(recipe.model, read_facts(recipe.model, 128), frozen_dtype=dtype, seed=0)
+
+
+def test_what_learns_is_in_fp32_and_the_rest_is_not(recipe: Recipe) -> None:
+    vlm = model(recipe)
+    apply_plan(
+        vlm, TuningPlan(projector=Full(learning_rate=1e-3), language=Lora(learning_rate=1e-4, rank=2, alpha=4)), seed=0
+    )
+    for name, parameter in vlm.named_parameters():
+        learns = name.startswith("projector.") or ".lora_" in name
+        assert parameter.requires_grad == learns, name
+        assert parameter.dtype == (torch.float32 if learns else torch.bfloat16), name
+
+
+def test_adapters_start_as_nothing_and_are_the_same_for_a_seed(recipe: Recipe) -> None:
+    plan = TuningPlan(language=Lora(learning_rate=1e-4, rank=2, alpha=4))
+    first, second, third = (model(recipe) for _ in range(3))
+    for vlm, seed in ((first, 1), (second, 1), (third, 2)):
+        apply_plan(vlm, plan, seed=seed)
+    down = [name for name, _ in first.named_parameters() if ".lora_A." in name]
+    weights = [dict(vlm.named_parameters()) for vlm in (first, second, third)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in down)
+    assert not any(torch.equal(weights[0][name], weights[2][name]) for name in down)
+    assert all(not value.any() for name, value in weights[0].items() if ".lora_B." in name)
+    assert not any("lm_head" in name or "vision" in name for name in down)
+
+
+def test_rates_and_decay_by_part_and_by_module(recipe: Recipe) -> None:
+    plan = TuningPlan(
+        projector=Full(learning_rate=1e-3, learning_rates={"linear_2": 5e-4}, weight_decay=0.1),
+        language=Full(learning_rate=1e-5, weight_decay=0.01),
+    )
+    groups = apply_plan(model(recipe), plan, seed=0)
+    by_name = {name: group for group in groups for name in group.names}
+    assert by_name["projector.linear_1.weight"].learning_rate == 1e-3
+    assert by_name["projector.linear_2.weight"].learning_rate == 5e-4
+    assert by_name["projector.linear_1.weight"].weight_decay == 0.1
+    assert by_name["projector.linear_1.bias"].weight_decay == 0.0
+    assert by_name["language.model.norm.weight"].weight_decay == 0.0
+    assert by_name["language.lm_head.weight"].learning_rate == 1e-5
+
+
+def test_a_plan_in_which_nothing_learns_gives_no_groups(recipe: Recipe) -> None:
+    assert apply_plan(model(recipe), TuningPlan(vision=Frozen()), seed=0) == []
