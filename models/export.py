@@ -137,9 +137,12 @@ def processor(config: ModelConfig, facts: Facts, chat_template: str) -> Any:
     )
 
 
-def generation_config(facts: Facts, stop: str) -> Any:
-    """Greedy by default, ending at the tokenizer's end token or at the template's end of turn."""
+def generation_config(facts: Facts, stop_id: int) -> Any:
+    """Greedy by default, ending at the tokenizer's end token or at the token that ends the template's turn.
+
+    By its id, since a text is not always a token's name: a line feed, which ends plain captions, is `<0x0A>` to Llama.
+    """
     from transformers import GenerationConfig
 
-    ends = {facts.tokenizer.eos_token_id, facts.tokenizer.convert_tokens_to_ids(stop)} - {None}
+    ends = {facts.tokenizer.eos_token_id, stop_id} - {None}
     return GenerationConfig(do_sample=False, eos_token_id=sorted(ends), pad_token_id=facts.text.pad_token_id)

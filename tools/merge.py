@@ -89,7 +89,7 @@ def merge(source: Source, out: Path, *, force: bool = False) -> Path:
     """Write the bundle of a source to `out`; raises InputError where the base has changed or parity fails."""
     import torch
 
-    from data_pipeline.templates import build_template
+    from data_pipeline.templates import build_template, stop_id
     from data_pipeline.tokens import Tokens
     from models.build import read_facts
     from models.bundle import write_manifest
@@ -103,12 +103,13 @@ def merge(source: Source, out: Path, *, force: bool = False) -> Path:
     precision = config.engine.precision
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     facts = read_facts(model, config.data.max_length)
-    template = build_template(config.data.template, Tokens.of(facts.tokenizer))
+    tokens = Tokens.of(facts.tokenizer)
+    template = build_template(config.data.template, tokens)
     reference = _trained_model(source, facts, dtype)
     with new_directory(out) as directory:
         _write_weights(source, facts, reference, directory, dtype)
         llava_config(model, facts, dtype).save_pretrained(directory)
-        generation_config(facts, template.stop).save_pretrained(directory)
+        generation_config(facts, stop_id(template, tokens)).save_pretrained(directory)
         processor(model, facts, template.jinja()).save_pretrained(directory)
         parity = compare_with_trained(reference, facts, template, directory, precision)
         if not parity.passed and not force:

@@ -130,10 +130,19 @@ def _our_prompt(probe: Probe, facts: Facts, template: Any) -> Tensor:
 
 
 def stock_inputs(processor: Any, probe: Probe) -> dict[str, Tensor]:
-    """What stock transformers makes of a probe: input ids, mask and pixels."""
-    content = [{"type": "image"}, {"type": "text", "text": probe.question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=[probe.picture], text=[text], return_tensors="pt")
+    """What stock transformers makes of a probe: input ids, mask and pixels.
+
+    Rendered and tokenized in one call: in two, a tokenizer that puts a token before every text puts a second one
+    before the template's own.
+    """
+    content = [{"type": "image", "image": probe.picture}, {"type": "text", "text": probe.question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
     return {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
 
 
