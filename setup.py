@@ -48,7 +48,6 @@ setup(
             "mypy>=2.0",
             "import-linter>=2.5",
             "types-PyYAML",
-            "types-tqdm",
             "playwright>=1.50",
         ],
     },

@@ -35,10 +35,11 @@ def write_json(file: Path, value: Any) -> None:
 def new_directory(out: Path, *, replace: bool = True) -> Iterator[Path]:
     """A hidden sibling of `out` to fill; it becomes `out` if the block ends well and is removed if it does not.
 
-    With `replace`, an `out` that exists goes only when the new one is whole; without, it is an InputError.
+    With `replace`, an `out` that exists goes only when the new one is whole; without, one that holds anything is an
+    InputError.
     """
-    if out.exists() and not replace:
-        raise InputError(f"{out}: exists already; name another directory or remove it")
+    if not replace and out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} is there already: remove it or name another folder")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file stands there; name another directory")
     temporary = out.with_name(f".{out.name}.tmp")

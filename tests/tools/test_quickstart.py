@@ -157,6 +157,17 @@ def test_another_command_makes_its_step_and_those_behind_it_run_again(tmp_path: 
     assert (tmp_path / "second").read_text() == "two\n"
 
 
+def test_what_another_command_began_is_cleared_and_what_the_same_one_began_is_not(tmp_path: Path) -> None:
+    def broken_off(word: str) -> Step:
+        command = f"mkdir -p {tmp_path}/d; ls {tmp_path}/d > {tmp_path}/seen; touch {tmp_path}/d/{word}; exit 1"
+        return Step("train", ("/bin/sh", "-c", command), (tmp_path / "d" / "finished",), owns=(tmp_path / "d",))
+
+    for word, seen in (("one", ""), ("one", "one\n"), ("two", "")):
+        with pytest.raises(InputError):
+            Runner(tmp_path, [broken_off(word)]).run()
+        assert (tmp_path / "seen").read_text() == seen
+
+
 def test_a_step_that_does_not_make_its_output_fails(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it did not make"):
         Runner(tmp_path, [step("first", "true", tmp_path)]).run()

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import threading
 import time
@@ -57,7 +58,8 @@ class Runner:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds of each step that is done."""
-        return {name: self._records[name]["seconds"] for name in self._steps if name in self._records}
+        records = {name: self._records[name] for name in self._steps if name in self._records}
+        return {name: record["seconds"] for name, record in records.items() if record["seconds"] is not None}
 
     def run(self) -> None:
         """Run every step that is not done; raises InputError naming the step that failed, after stopping the others."""
@@ -89,6 +91,7 @@ class Runner:
         return step.cores <= self._free_cores and all(need in done for need in step.needs)
 
     def _run_step(self, step: Step, done: set[str]) -> None:
+        self._begin(step)
         self._say(step.name, "$ " + shlex.join(_shown(step.command)))
         started_s = time.monotonic()
         status = self._execute(step)
@@ -106,6 +109,19 @@ class Runner:
                 done.add(step.name)
                 self._say(step.name, f"done in {seconds:.0f} s")
             self._state.notify_all()
+
+    def _begin(self, step: Step) -> None:
+        """Note the command; what another command made for this step, or began to make, goes."""
+        with self._state:
+            before = self._records.get(step.name)
+            if before is not None and before["key"] != self._keys[step.name]:
+                for path in step.owns or step.makes:
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
+            self._records[step.name] = {"key": self._keys[step.name], "seconds": None}
+            write_json(self._file, self._records)
 
     def _execute(self, step: Step) -> int:
         environment = {**os.environ, **ENVIRONMENT}
@@ -145,8 +161,9 @@ class Runner:
 
     def _is_done(self, step: Step) -> bool:
         record = self._records.get(step.name)
-        made = all(path.exists() for path in step.makes)
-        return made and record is not None and record["key"] == self._keys[step.name]
+        if record is None or record["seconds"] is None or record["key"] != self._keys[step.name]:
+            return False
+        return all(path.exists() for path in step.makes)
 
     def _key(self, step: Step) -> str:
         text = json.dumps([step.command[1:], [self._keys[need] for need in step.needs]])

@@ -29,13 +29,17 @@ class Sizes(Config):
 
 @dataclass(frozen=True)
 class Step:
-    """One command. It is done when everything in `makes` is there and it was made by the same command."""
+    """One command. It is done when everything in `makes` is there and it was made by the same command.
+
+    `owns` is removed before another command makes the step anew; by default it is what the step makes.
+    """
 
     name: str
     command: tuple[str, ...]
     makes: tuple[Path, ...]
     needs: tuple[str, ...] = ()
     cores: int = 1
+    owns: tuple[Path, ...] = ()
 
 
 def plan(run: Path, sizes: Sizes, seed: int) -> tuple[Step, ...]:
@@ -102,19 +106,16 @@ def _training(run: Path, sizes: Sizes, seed: int) -> tuple[Step, ...]:
     untrained = (words[0], "--untrained", "--stage", "align", "--out", before, *words[1:])
     return (
         Step("merge before", _python("tools.merge", *untrained), (before,), ("clip", "language")),
-        Step(
-            "align",
-            (*launcher, *words, "--stage", "align"),
-            (run / "align" / "finished.json",),
-            ("clip", "language", "shards align"),
-            cores=2,
-        ),
-        Step(
-            "lora",
-            (*launcher, *words, "--stage", "lora"),
-            (run / "lora" / "finished.json",),
-            ("align", "shards lora"),
-            cores=2,
+        *(
+            Step(
+                stage,
+                (*launcher, *words, "--stage", stage),
+                (run / stage / "finished.json",),
+                needs,
+                cores=2,
+                owns=(run / stage,),
+            )
+            for stage, needs in (("align", ("clip", "language", "shards align")), ("lora", ("align", "shards lora")))
         ),
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from models.errors import InputError
-from tools.toy.folder import whole_folder
+from models.files import new_directory
 from tools.toy.optimise import Schedule, fit
 from tools.toy.world import SIDE
 
@@ -69,7 +69,7 @@ def pretrain_clip(read: Callable[[], Captioned], out: Path, steps: int, batch_si
     """
     import torch
 
-    with whole_folder(out) as folder:
+    with new_directory(out, replace=False) as folder:
         pixels_NCHW, captions, size, vary = read()
         tokenizer = train_tokenizer([caption for several in captions for caption in several], size)
         pairs = Pairs(pixels_NCHW, encode_captions(tokenizer, captions))

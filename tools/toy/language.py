@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from models.errors import InputError
-from tools.toy.folder import whole_folder
+from models.files import new_directory
 from tools.toy.optimise import Schedule, fit
 
 USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
@@ -63,7 +63,7 @@ def pretrain_language(world: Path, out: Path, steps: int, batch_size: int, seed:
 
     texts = read_texts(world / "text.jsonl")
     learnt, checked = texts[:-NUM_CHECKED], texts[-NUM_CHECKED:]
-    with whole_folder(out) as folder:
+    with new_directory(out, replace=False) as folder:
         tokenizer = train_tokenizer([message["content"] for text in learnt for message in text])
         torch.manual_seed(seed)
         model = build_language(LanguageSize(), tokenizer)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.errors import InputError
-from tools.toy.folder import whole_folder
+from models.files import new_directory
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def import_llama2c(model: Path, tokenizer: Path, out: Path) -> Header:
     """Write `out` as a Hugging Face directory: a LlamaForCausalLM and a tokenizer that gives the same ids."""
     header, tensors = read_weights(model)
     pieces = read_pieces(tokenizer, header.vocab_size)
-    with whole_folder(out) as folder:
+    with new_directory(out, replace=False) as folder:
         build_model(header, tensors).save_pretrained(folder)
         build_tokenizer(pieces, header.max_positions).save_pretrained(folder)
     return header
