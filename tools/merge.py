@@ -146,13 +146,20 @@ def _check_base(source: Source) -> None:
 
 
 def _trained_model(source: Source, facts: Facts, dtype: torch.dtype) -> VLM:
-    """The model as training has it: base, projector and adapters apart. What the bundle is compared with."""
+    """The model as training has it: base, projector and adapters apart. What the bundle is compared with.
+
+    The base is whole, also where training held it in 4 or 8 bits: that is what adapters are merged into.
+    """
     from models.build import build_vlm
+    from models.config import PretrainedLanguage
     from trainer.streams import stream_seed
     from trainer.tuning import apply_plan
     from trainer.weights import load_weights
 
-    vlm = build_vlm(source.recipe.model, facts, frozen_dtype=dtype, seed=stream_seed(source.recipe.seed, "projector"))
+    model = source.recipe.model
+    assert isinstance(model.language, PretrainedLanguage), "check_exportable has seen to that"
+    model = model.model_copy(update={"language": model.language.model_copy(update={"load": "full"})})
+    vlm = build_vlm(model, facts, frozen_dtype=dtype, seed=stream_seed(source.recipe.seed, "projector"))
     if source.reader is not None:
         apply_plan(vlm, source.recipe.stage(source.stage).tune, seed=0)
         load_weights(vlm, source.reader)

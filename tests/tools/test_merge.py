@@ -48,6 +48,14 @@ def test_merged_equals_the_model_with_adapters(tmp_path: Path, language: str, ti
     assert checks["largest pixel difference"].value == 0.0
 
 
+def test_adapters_trained_on_a_4_bit_base_are_merged_into_the_whole_one(tmp_path: Path) -> None:
+    recipe = run_of(tmp_path)
+    recipe["model"]["language"]["load"] = "nf4"
+    write_finished(recipe, "lora")
+    assert merge(recipe, tmp_path / "bundle") == 0
+    assert verify(tmp_path / "bundle").precision == "fp32"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("merge")

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from tests.support.backbones import tiny_recipe
+from tests.support.paths import REPOSITORY
 from tests.support.ranks import run_on_ranks
 from tests.support.shards import write_set
 from tests.support.training import losses, train_all, vary, weights
 from trainer.ranks import Ranks
 
 Job = tuple[dict[str, Any], str, dict[str, Any]]
+OFFLOADS = ("zero2_offload", "zero3_offload")
 ZEROS = ("zero0", "zero1", "zero2", "zero3")
 
 # Sums in another order differ in the last bits of fp32, and Adam divides by the root of a small second moment in the
@@ -37,9 +39,14 @@ def runs(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for zero in ZEROS:
         one[f"one_{zero}"] = (vary(recipe, f"one_{zero}", "align", engine__zero=zero), "align", {})
         two[f"two_{zero}"] = (vary(recipe, f"two_{zero}", "align", engine__zero=zero), "align", {})
+        broken = vary(recipe, f"broken_{zero}", "align", engine__zero=zero)
+        one[f"broken_{zero}_1"] = (broken, "align", {"stop_after": 3})
+        one[f"broken_{zero}"] = (broken, "align", {})
     one["micro_1"] = (vary(recipe, "micro_1", "align", batch__micro_rows=1), "align", {})
     one["micro_4"] = (vary(recipe, "micro_4", "align", batch__micro_rows=4), "align", {})
     one["lora"] = (recipe, "lora", {})
+    for zero in OFFLOADS:
+        one[zero] = (vary(recipe, zero, "align", engine__zero=zero), "align", {})
     for precision in ("fp32", "bf16"):
         changes = {"engine__precision": precision, "tune__language__dropout": 0.1}
         whole = vary(recipe, f"whole_{precision}", "lora", init=None, **changes)
@@ -80,6 +87,18 @@ def test_zero_stage_and_world_size_change_nothing(runs: dict[str, dict[str, Any]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("zero", OFFLOADS)
+def test_offloading_changes_nothing(runs: dict[str, dict[str, Any]], zero: str) -> None:
+    assert losses(runs[zero], "align") == pytest.approx(losses(runs["one"], "align"), rel=1e-5)
+    same_weights(runs[zero], runs["one"], "align", **ROUNDING)
+
+
+def test_every_shipped_engine_configuration_is_run_here() -> None:
+    shipped = {file.stem for file in (REPOSITORY / "ds_configs").glob("*.json")}
+    assert shipped == {*ZEROS, *OFFLOADS}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["micro_1", "micro_4"])
 def test_micro_batch_against_accumulation_changes_nothing(runs: dict[str, dict[str, Any]], name: str) -> None:
     assert losses(runs[name], "align") == pytest.approx(losses(runs["one"], "align"), rel=1e-5)
@@ -92,6 +111,13 @@ def test_resumed_is_uninterrupted_bit_for_bit(runs: dict[str, dict[str, Any]], p
     whole, broken = runs[f"whole_{precision}"], runs[f"broken_{precision}_2"]
     assert losses(broken, "lora") == losses(whole, "lora")
     same_weights(broken, whole, "lora", rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", ZEROS)
+def test_resumed_is_uninterrupted_under_every_zero_stage(runs: dict[str, dict[str, Any]], zero: str) -> None:
+    assert losses(runs[f"broken_{zero}"], "align") == losses(runs[f"one_{zero}"], "align")
+    same_weights(runs[f"broken_{zero}"], runs[f"one_{zero}"], "align", rtol=0, atol=0)
 
 
 @pytest.mark.slow
