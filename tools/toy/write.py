@@ -2,7 +2,7 @@
 
     OUT/images/*.jpg      a picture per training scene
     OUT/align.json        LLaVA's format, for the projector: a caption or a question for each picture
-    OUT/lora.json         LLaVA's format, for LoRA: captions and questions, mostly each on its own, some in one chat
+    OUT/lora.json         LLaVA's format, for LoRA: a caption and questions, each a conversation of its own
     OUT/text.jsonl        {"messages": [...]}: such talk about other scenes, without anything to go by
     OUT/captions.jsonl    {"image", "captions"}: what a contrastive model learns from
     OUT/held_out/         images/, questions.json and annotations.json (VQA v2), captions.json (COCO)
@@ -31,8 +31,6 @@ QUESTIONS_PER_HELD_OUT_SCENE = 2
 QUESTIONS_PER_SCENE = 3
 CAPTION_SHARE = 0.5
 """Share of the scenes whose picture is also described."""
-CHAT_SHARE = 0.25
-"""Share of the scenes whose questions come in one conversation."""
 _ANSWER_TYPES = {"count": "number"}
 
 
@@ -57,26 +55,21 @@ def _write_training(folder: Path, scenes: Sequence[Scene], seed: int) -> None:
             image = f"{number:06d}.jpg"
             _save(render(scene, ink), folder / "images" / image)
             lines.write(json.dumps({"image": image, "captions": captions(scene)}) + "\n")
-            for part, turns in enumerate(conversations(talk(scene, ask), ask)):
-                lora.append(llava_record(f"lora-{number:06d}-{part}", image, turns))
+            for turn, question in enumerate(talk(scene, ask)):
+                lora.append(llava_record(f"lora-{number:06d}-{turn}", image, [question]))
             align.append(llava_record(f"align-{number:06d}", image, [ask.choice(talk(scene, ask))]))
     _write_json(folder / "align.json", align)
     _write_json(folder / "lora.json", lora)
 
 
 def talk(scene: Scene, rng: random.Random) -> list[Question]:
-    """What is said about a scene."""
+    """What is said about a scene, each turn on its own.
+
+    One turn a conversation: behind others a question is further from its picture, and a tiny model, which has to learn
+    to look there at all, takes several times as long (docs/log.md).
+    """
     described = [Question("caption", CAPTION_REQUEST, captions(scene)[0])] if rng.random() < CAPTION_SHARE else []
     return [*ask_some(scene, rng, QUESTIONS_PER_SCENE), *described]
-
-
-def conversations(turns: list[Question], rng: random.Random) -> list[list[Question]]:
-    """Mostly each turn on its own, sometimes all in one chat.
-
-    Behind others a question is further from its picture, and a tiny model, which has to learn to look there at all,
-    takes several times as long; but a few chats teach it that a second question has its own answer.
-    """
-    return [turns] if rng.random() < CHAT_SHARE else [[turn] for turn in turns]
 
 
 def llava_record(name: str, image: str, turns: Sequence[Question]) -> dict[str, Any]:
