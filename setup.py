@@ -17,6 +17,7 @@ CORE = [
     "webdataset>=1.0",
     "numpy>=2.0",
     "pandas>=2.2",
+    "pyarrow>=17.0",
     "pillow>=12.0",
     "pydantic>=2.10",
     "pyyaml>=6.0",

@@ -8,6 +8,7 @@ import html
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow  # type: ignore[import-untyped]
 import pytest
 import webdataset as wds
+from pyarrow import parquet
 
 from data_pipeline.index import ShardIndex
 from data_pipeline.record import read_record
@@ -70,7 +73,7 @@ def test_llava_json_with_one_several_and_no_pictures(tmp_path: Path, photos: Pat
     assert stock[1]["1.png"] == picture_bytes(2)
 
 
-@pytest.mark.parametrize("ending", ["json", "jsonl", "csv"])
+@pytest.mark.parametrize("ending", ["json", "jsonl", "csv", "parquet"])
 def test_captions_from_every_kind_of_table(tmp_path: Path, photos: Path, ending: str) -> None:
     rows = [{"file_name": f"p{n}.png", "caption": f'A "quoted", long\ncaption {n}'} for n in range(5)]
     path = tmp_path / f"captions.{ending}"
@@ -80,6 +83,8 @@ def test_captions_from_every_kind_of_table(tmp_path: Path, photos: Path, ending:
         writer.writeheader()
         writer.writerows(rows)
         path.write_text(stream.getvalue(), newline="")
+    elif ending == "parquet":
+        parquet.write_table(pyarrow.table({name: [row[name] for row in rows] for name in rows[0]}), path)
     else:
         path.write_text(json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows)))
     assert shards("make", tmp_path / "set", "--captions", path, "--images", photos) == 0
@@ -130,6 +135,11 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, photos: Path) -> 
     assert sorted(path.name for path in (tmp_path / "set").iterdir() if path.suffix != ".tar") == ["index"]
 
 
+def _renamed(path: Path, name: str) -> Path:
+    """A copy under another name."""
+    return Path(shutil.copy(path, path.with_name(name)))
+
+
 def bad_inputs(tmp_path: Path, photos: Path) -> dict[str, tuple[list[object], str]]:
     (tmp_path / "empty").mkdir()
     (tmp_path / "blank.json").write_text("")
@@ -144,6 +154,8 @@ def bad_inputs(tmp_path: Path, photos: Path) -> dict[str, tuple[list[object], st
         "missing file": (["--llava", tmp_path / "none.json", *images], "no file"),
         "directory": (["--captions", tmp_path / "empty", *images], "read by its ending"),
         "blank": (["--llava", tmp_path / "blank.json", *images], "is empty"),
+        "not parquet": (["--captions", _renamed(tmp_path / "blank.json", "a.parquet"), *images], "is not parquet"),
+        "no parquet": (["--captions", tmp_path / "none.parquet", *images], "no file"),
         "no records": (llava("a.json", []), "is empty"),
         "an object": (llava("b.json", {"a": 1}), "holds a dict, expected a list"),
         "other shape": (llava("c.json", [{"question": 1}]), "record 0 has no `conversations`"),
@@ -225,6 +237,22 @@ def test_show_marks_what_is_learnt(tmp_path: Path) -> None:
     learnt = "".join(re.findall(r'class="learnt">([^<]*)</span>', text)[1:])
     assert html.unescape(learnt) == "It is &c.<|im_end|>"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "set", "tokenizer"]
+
+
+def test_show_lays_tiles_out_as_they_lie_on_the_canvas(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    tiny_tokenizer().save_pretrained(tokenizer)
+    (tmp_path / "set").mkdir()
+    write_tar(tmp_path / "set" / "a.tar", [("a", {"png": picture_bytes(size=(90, 30)), "txt": b"wide"})])
+    assert shards("index", tmp_path / "set") == 0
+    page = tmp_path / "page.html"
+    options = ["--tokenizer", tokenizer, "--fit", "anyres", "--size", 16, "--patch", 8, "--out", page]
+    assert run_cli(main, ["show", str(tmp_path / "set"), *map(str, options)]) == 0
+    text = page.read_text()
+    assert "repeat(3, 1fr)" in text
+    assert "4 tiles" in text
+    assert text.count("<img") == 4
+    assert "&lt;image&gt; x 18" in text  # 4 of the whole, 2 x 6 of the tiles, 2 line ends
 
 
 def test_coco_captions_one_sample_each(tmp_path: Path, photos: Path) -> None:

@@ -1,1 +1,1 @@
-"""Shard sets from raw data: make, index, check, show."""
+"""Shard sets from raw data: fetch, make, index, check, show."""

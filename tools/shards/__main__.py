@@ -1,5 +1,6 @@
-"""`python -m tools.shards make | index | check | show`: raw data -> WebDataset tars with an index, and a look at them.
+"""`python -m tools.shards fetch | make | index | check | show`: raw data -> WebDataset tars, and a look at them.
 
+    python -m tools.shards fetch coco2017 raw/coco                 # or any name that a wrong one lists
     python -m tools.shards make data/llava --llava instruct.json --images train2017 --jobs 8
     python -m tools.shards make data/coco --captions captions.csv --images photos --prompt "Describe the picture."
     python -m tools.shards make data/vqa --vqa questions.json annotations.json --images train2014 --resize 336
@@ -29,12 +30,16 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="python -m tools.shards", description=(__doc__ or "").split("\n\n")[0])
     commands = top.add_subparsers(dest="command", required=True)
+    fetch = commands.add_parser("fetch", help="download a known data set")
+    fetch.add_argument("name", help="which; a wrong name lists those there are")
+    fetch.add_argument("out", type=Path, help="the directory to make")
+    fetch.add_argument("--base-url", metavar="URL", help="a mirror that serves the files under the same paths")
     make = commands.add_parser("make", help="raw data -> tars and index")
     make.add_argument("out", type=Path, help="the directory to make; must not exist")
     source = make.add_mutually_exclusive_group(required=True)
     source.add_argument("--llava", type=Path, metavar="FILE.json", help="conversations in LLaVA's format")
     source.add_argument(
-        "--captions", type=Path, metavar="FILE", help="JSON, JSON Lines or CSV of file names and captions"
+        "--captions", type=Path, metavar="FILE", help="JSON, JSON Lines, CSV or parquet of file names and captions"
     )
     source.add_argument("--folder", type=Path, metavar="DIR", help="pictures, each with a .txt of the same name")
     source.add_argument("--coco", type=Path, metavar="FILE", help="COCO's caption annotations, .json or .json.gz")
@@ -56,14 +61,14 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="a page of samples as the model gets them")
     show.add_argument("--tokenizer", required=True, help="a directory or a hub name")
     show.add_argument("--template", default="chatml", choices=["plain", "vicuna_v1", "chatml", "llama3", "tokenizer"])
-    show.add_argument("--fit", default="crop", choices=["crop", "pad"], help="how a picture becomes a square")
+    show.add_argument("--fit", default="crop", choices=["crop", "pad", "anyres"], help="how a picture becomes squares")
     show.add_argument("--size", type=int, default=336, help="side of the square in pixels")
     show.add_argument("--patch", type=int, default=14, help="side of a patch in pixels")
     show.add_argument("--count", type=int, default=20, help="samples, spread evenly over the set")
     show.add_argument("--out", type=Path, required=True, help="the HTML file to write")
     for command in (index, check, show):
         command.add_argument("folder", type=Path, help="a directory of tars")
-    for command in (make, index, check):
+    for command in (fetch, make, index, check):
         command.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
         command.add_argument("--quiet", action="store_true", help="no progress bar")
     return top
@@ -75,6 +80,19 @@ def main(argv: list[str]) -> int:
     if arguments.command != "show" and arguments.jobs < 1:
         raise InputError(f"--jobs {arguments.jobs}: at least 1")
     return _COMMANDS[arguments.command](arguments)
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from tools.shards.fetch import fetch_pictures, fetch_source, source_named
+
+    source, out = source_named(arguments.name), arguments.out
+    table = out / source.picture_table if source.picture_table is not None else None
+    if table is None or not table.is_file():
+        fetch_source(arguments.name, out, base_url=arguments.base_url, progress=not arguments.quiet)
+    if table is not None:
+        fetch_pictures(table, arguments.jobs)
+    print(f"{out}: {source.title}; now: python -m tools.shards {source.then.replace('OUT', str(out))}")
+    return 0
 
 
 def _make(arguments: argparse.Namespace) -> int:
@@ -153,7 +171,7 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"make": _make, "index": _index, "check": _check, "show": _show}
+_COMMANDS = {"fetch": _fetch, "make": _make, "index": _index, "check": _check, "show": _show}
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def _llava_sample(row: Mapping[str, Any], where: str, images: Path) -> RawSample
 
 
 def read_captions(path: Path, images: Path, prompt: str) -> list[RawSample]:
-    """A table (JSON, JSON Lines or CSV with a heading) of file names and captions.
+    """A table (JSON, JSON Lines, CSV with a heading, or parquet) of file names and captions.
 
     Raises:
         InputError: missing, empty, columns that are not known, or a row (named) without its picture or caption.
@@ -116,10 +116,15 @@ def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """The records of a file, each with the words that name it in an error."""
-    readers: Mapping[str, Callable[[str, Path], list[Any]]] = {".json": _json, ".jsonl": _json_lines, ".csv": _csv}
+    readers: Mapping[str, Callable[[Path], list[Any]]] = {
+        ".json": _json,
+        ".jsonl": _json_lines,
+        ".csv": _csv,
+        ".parquet": _parquet,
+    }
     if path.suffix not in readers:
         raise InputError(f"{path}: read by its ending, one of {', '.join(readers)}")
-    rows = readers[path.suffix](_read_text(path), path)
+    rows = readers[path.suffix](path)
     if not rows:
         raise InputError(f"{path} is empty: no records in it")
     for number, row in enumerate(rows):
@@ -139,7 +144,8 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path} is not UTF-8 text") from None
 
 
-def _json(text: str, path: Path) -> list[Any]:
+def _json(path: Path) -> list[Any]:
+    text = _read_text(path)
     if not text.strip():
         return []
     try:
@@ -151,9 +157,9 @@ def _json(text: str, path: Path) -> list[Any]:
     return content
 
 
-def _json_lines(text: str, path: Path) -> list[Any]:
+def _json_lines(path: Path) -> list[Any]:
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if line.strip():
             try:
                 found.append(json.loads(line))
@@ -162,8 +168,23 @@ def _json_lines(text: str, path: Path) -> list[Any]:
     return found
 
 
-def _csv(text: str, path: Path) -> list[Any]:
+def _csv(path: Path) -> list[Any]:
     try:
-        return list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+        return list(csv.DictReader(_read_text(path).splitlines(keepends=True), strict=True))
     except csv.Error as error:
         raise InputError(f"{path} is not CSV: {error}") from None
+
+
+def _parquet(path: Path) -> list[Any]:
+    """The columns that name pictures and captions, row by row; others are not read."""
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    if not path.is_file():
+        raise InputError(f"{path} is a directory, expected a file" if path.is_dir() else f"no file {path}")
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        names = [name for name in table.schema_arrow.names if name in (*PICTURE_FIELDS, *CAPTION_FIELDS)]
+        return table.read(columns=names or None).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not parquet: {' '.join(str(error).split())}") from None

@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from data_pipeline.config import TemplateConfig
-from data_pipeline.encode import Encoder
+from data_pipeline.encode import Encoder, PictureSizes
 from data_pipeline.index import ShardIndex
 from data_pipeline.mixture import Concatenation
 from data_pipeline.record import read_record
@@ -28,15 +28,28 @@ from data_pipeline.sample import TileArray, TokenArray
 from data_pipeline.templates import build_template
 from data_pipeline.tokens import Tokens
 from models.errors import InputError
-from models.spec import IGNORE_INDEX, IMAGE_TOKEN, CropImage, ImageSpec, PadImage
+from models.spec import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN,
+    AnyResImage,
+    CropImage,
+    ImageFit,
+    ImageSpec,
+    PadImage,
+    canvas_size,
+)
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+_SQUARES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+"""LLaVA-NeXT's canvases, in squares: (down, across)."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 article { display: grid; grid-template-columns: 14rem 1fr; gap: 1rem; border-top: 1px solid #ccc; padding: 1rem 0; }
 img { width: 100%; image-rendering: auto; margin-bottom: .3rem; }
 h2 { font-size: 1rem; margin: 0 0 .3rem; } h2 small { font-weight: normal; color: #666; }
+.tiles { display: grid; gap: 2px; margin-bottom: .6rem; } .tiles img { margin: 0; }
 .tokens { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.7 ui-monospace, monospace; }
 .tokens span { border-radius: 2px; box-shadow: inset 0 0 0 1px #0001; }
 .learnt { background: #bde5c0; } .image { background: #cfdcf7; padding: 0 .3em; } .bad { color: #a40000; }
@@ -60,16 +73,21 @@ def load_encoder(
     if IMAGE_TOKEN not in loaded.get_vocab():
         loaded.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     tokens = Tokens.of(loaded)
-    rule = PadImage() if fit == "pad" else CropImage()
     encoder = Encoder(
         [index],
         Concatenation([index.shard_sizes], 0, 1, 1),
         template=build_template(TypeAdapter(TemplateConfig).validate_python({"kind": template}), tokens),
         tokens=tokens,
-        image=ImageSpec(size=size, patch_size=patch_size, fit=rule, mean=_CLIP_MEAN, std=_CLIP_STD),
+        image=ImageSpec(size=size, patch_size=patch_size, fit=_rule(fit, size), mean=_CLIP_MEAN, std=_CLIP_STD),
         max_length=2**30,
     )
     return encoder, loaded
+
+
+def _rule(fit: str, size: int) -> ImageFit:
+    if fit == "anyres":
+        return AnyResImage(pinpoints=tuple((down * size, across * size) for down, across in _SQUARES))
+    return PadImage() if fit == "pad" else CropImage()
 
 
 def write_page(index: ShardIndex, encoder: Encoder, tokenizer: Any, count: int, out: Path) -> int:
@@ -96,7 +114,7 @@ def _article(index: ShardIndex, encoder: Encoder, tokenizer: Any, place: int) ->
     name = f"{html.escape(index.key_of(place))} <small>{html.escape(index.shard_of(place))}</small>"
     try:
         record = read_record(index.read(place))
-        ids, labels, tiles = encoder.encode_record(record)
+        ids, labels, tiles, sizes = encoder.encode_record(record)
     except InputError as error:
         return f'<article><div></div><div><h2>{name}</h2><p class="bad">{html.escape(str(error))}</p></div></article>'
     num_image = int(np.count_nonzero(ids == encoder.tokens.image_token_id))
@@ -104,9 +122,20 @@ def _article(index: ShardIndex, encoder: Encoder, tokenizer: Any, place: int) ->
     facts = f"{len(ids)} tokens, {num_image} of them image, {num_learnt} learnt; {len(tiles)} tiles"
     body = "".join(_token_spans(ids, labels, tokenizer, encoder.tokens.image_token_id))
     return (
-        f"<article><div>{''.join(_tile_images(tiles))}</div>"
+        f"<article><div>{''.join(_pictures(tiles, sizes, encoder.image))}</div>"
         f'<div><h2>{name}</h2><p>{facts}</p><div class="tokens">{body}</div></div></article>'
     )
+
+
+def _pictures(tiles: TileArray, sizes: PictureSizes, spec: ImageSpec) -> Iterator[str]:
+    """Each picture's square and, under AnyRes, its tiles as they lie on the canvas."""
+    images = _tile_images(tiles)
+    for height, width in sizes:
+        yield next(images)
+        if isinstance(spec.fit, AnyResImage):
+            down, across = (side // spec.size for side in canvas_size(spec, width, height))
+            grid = "".join(itertools.islice(images, down * across))
+            yield f'<div class="tiles" style="grid-template-columns: repeat({across}, 1fr)">{grid}</div>'
 
 
 def _tile_images(tiles: TileArray) -> Iterator[str]:

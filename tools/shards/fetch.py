@@ -1,0 +1,185 @@
+"""A named data set -> a directory of its files: downloaded, checked, unpacked; all of it or nothing.
+
+Owns the order of work and what becomes of a file that has arrived. Does not own the addresses (`tools.shards.sources`)
+nor the transfer of one file (`tools.shards.download`).
+
+    .OUT.fetching/NAME.part -> NAME (checked) -> unpacked, marked done -> … -> OUT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from models.errors import InputError
+from tools.shards.download import download
+from tools.shards.sources import SOURCES, Source, SourceFile
+
+_DONE = ".done"
+"""Holds an empty file for each file of the source that has arrived whole."""
+
+
+def source_named(name: str) -> Source:
+    """A row of the table.
+
+    Raises:
+        InputError: no such name; the message lists those there are.
+    """
+    if name not in SOURCES:
+        raise InputError(f"no data set {name!r} to fetch; there are {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def fetch_source(name: str, out: Path, *, base_url: str | None = None, progress: bool = False) -> Source:
+    """Fetch every file of a data set to `out`, going on with what a broken-off call left behind.
+
+    Args:
+        base_url: a mirror that serves the files under the same paths.
+
+    Raises:
+        InputError: an unknown name, `out` exists, or a file (named) that cannot be had, is not what it should be, or
+            is a zip that would leave its directory.
+    """
+    source = source_named(name)
+    if base_url is not None and not base_url.startswith(("http://", "https://")):
+        raise InputError(f"--base-url {base_url}: expected an address that begins with http:// or https://")
+    if out.exists():
+        raise InputError(f"{out} exists already: choose another directory, or remove it first")
+    work = out.parent / f".{out.name}.fetching"
+    _prepare(work, name)
+    for file in source.files:
+        mark = work / _DONE / file.name
+        if not mark.exists():
+            _fetch_file(file, work, base_url, progress)
+            mark.touch()
+    shutil.rmtree(work / _DONE)
+    work.rename(out)
+    return source
+
+
+def _prepare(work: Path, name: str) -> None:
+    """Go on in the directory of a broken-off run; another data set's is not touched."""
+    mark = work / _DONE / f"of-{name}"
+    if work.exists() and not mark.exists():
+        raise InputError(f"{work} holds another unfinished download: finish it, remove it or choose another directory")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def _fetch_file(file: SourceFile, work: Path, base_url: str | None, progress: bool) -> None:
+    url = file.url if base_url is None else base_url.rstrip("/") + urlsplit(file.url).path
+    folder = work / file.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / file.name
+    if not target.exists():
+        download(url, target, num_bytes=file.num_bytes, sha256=file.sha256, progress=progress)
+    try:
+        _take(file, target, progress)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError) as error:
+        target.unlink()
+        raise InputError(f"{url} cannot be used ({error}); it was removed: try again, or name another mirror") from None
+    except OSError as error:
+        raise InputError(f"{target}: cannot be unpacked ({error.strerror or error})") from None
+
+
+def _take(file: SourceFile, target: Path, progress: bool) -> None:
+    """Check that a file can be read and leave what it is for; ValueError or BadZipFile where it cannot."""
+    if target.suffix == ".zip":
+        unpack(target, target.parent, progress=progress)
+        target.unlink()
+    elif target.suffix == ".json":
+        json.loads(target.read_bytes())
+    elif file.columns:
+        _add_heading(target, file.columns)
+
+
+def unpack(path: Path, folder: Path, *, progress: bool = False) -> None:
+    """Unpack a zip below `folder`, each member checked against its crc32. Looks at all names before it writes.
+
+    Raises:
+        BadZipFile: damaged, a name that leaves the folder, a link, or a password.
+        InputError: more bytes than the disk has left.
+    """
+    from tqdm import tqdm
+
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        for member in members:
+            _check_member(member)
+        needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+        if needed > free:
+            raise InputError(f"{path} unpacks to {needed} bytes, {folder} has {free} left: make room and go on")
+        for member in tqdm(members, desc=f"unpack {path.name}", unit="file", disable=not progress):
+            archive.extract(member, folder)
+
+
+def _check_member(member: zipfile.ZipInfo) -> None:
+    name = PurePosixPath(member.filename.replace("\\", "/"))
+    if name.is_absolute() or ".." in name.parts or ":" in member.filename or not name.parts:
+        raise zipfile.BadZipFile(f"a member named {member.filename!r}; names must stay inside the archive")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise zipfile.BadZipFile(f"{member.filename!r} is a link; only files are unpacked")
+    if member.flag_bits & 1:
+        raise zipfile.BadZipFile(f"{member.filename!r} needs a password")
+
+
+def _add_heading(path: Path, columns: tuple[str, ...]) -> None:
+    """Put the columns' names before a table of tabs, after a look at every row."""
+    heading = "\t".join(columns) + "\n"
+    temporary = path.with_name(f".{path.name}.tmp")
+    with path.open(encoding="utf-8", newline="\n") as source, temporary.open("w", encoding="utf-8") as stream:
+        stream.write(heading)
+        for number, line in enumerate(source, start=1):
+            if line == heading and number == 1:
+                continue
+            if line.count("\t") != len(columns) - 1:
+                raise ValueError(f"line {number} has not {len(columns)} columns")
+            stream.write(line)
+    temporary.rename(path)
+
+
+def picture_command(table: Path, jobs: int) -> list[str] | None:
+    """The img2dataset call that fetches the pictures of a table, into shards beside it; None: not installed."""
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    program = shutil.which("img2dataset", path=places)
+    if program is None:
+        return None
+    # The longer side at 512, as JPEGs: what a 336-pixel encoder needs, at a tenth of the bytes.
+    options = {
+        "url_list": table,
+        "input_format": "tsv",
+        "url_col": "url",
+        "caption_col": "caption",
+        "output_format": "webdataset",
+        "output_folder": table.parent / "shards",
+        "resize_mode": "keep_ratio_largest",
+        "resize_only_if_bigger": True,
+        "image_size": 512,
+        "processes_count": jobs,
+    }
+    return [program, *(f"--{name}={value}" for name, value in options.items())]
+
+
+def fetch_pictures(table: Path, jobs: int) -> None:
+    """Run img2dataset on a table; it goes on where an earlier run of it stopped.
+
+    Raises:
+        InputError: it is not installed, or it failed.
+    """
+    command = picture_command(table, jobs)
+    if command is None:
+        raise InputError(
+            f"{table} is there, its pictures are not: `pipx install img2dataset` (which needs an older webdataset than"
+            " ours, hence an environment of its own), then run the same command again"
+        )
+    print(" ".join(command), flush=True)
+    if (code := subprocess.run(command, check=False).returncode) != 0:
+        raise InputError(f"img2dataset ended with {code}; run the same command again and it goes on")
