@@ -103,7 +103,8 @@ class Engine:
             group["lr"] = rate
         if self._zero_stage > 0:
             self._engine.step()
-            return float(self._engine.get_global_grad_norm() or math.inf)
+            norm = self._engine.get_global_grad_norm()
+            return math.nan if norm is None else float(norm)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm or math.inf)
         self._engine.step()
         return float(norm)
