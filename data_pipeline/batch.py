@@ -1,7 +1,7 @@
 """Rows -> the tensors of one micro-batch.
 
 Owns shifting, positions, segments and padding. Legend: B rows, L tokens of the longest row, T tiles of all rows in
-order, S the tile's side in pixels, C = 3 channels.
+order, S the tile's side in pixels, C = 3 channels, P pictures of all rows in order.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Batch:
     """int64: 0 is padding, 1, 2, … the samples of a row, which never see each other."""
     tiles_TSSC: torch.Tensor
     """uint8, in the order of their image tokens."""
+    picture_sizes_P2: torch.Tensor
+    """int64, (height, width) of each picture before it was fitted; under AnyRes they say which tiles are whose."""
     keys: tuple[tuple[str, ...], ...]
     """Per row, per sample."""
     shards: tuple[tuple[str, ...], ...]
@@ -47,7 +49,7 @@ class Batch:
         return replace(self, **{name: getattr(self, name).pin_memory() for name in TENSORS})
 
 
-TENSORS = ("input_ids_BL", "targets_BL", "position_ids_BL", "segment_ids_BL", "tiles_TSSC")
+TENSORS = ("input_ids_BL", "targets_BL", "position_ids_BL", "segment_ids_BL", "tiles_TSSC", "picture_sizes_P2")
 
 
 def collate(rows: Sequence[Row], text: TextSpec) -> Batch:
@@ -72,6 +74,7 @@ def collate(rows: Sequence[Row], text: TextSpec) -> Batch:
         position_ids_BL=torch.from_numpy(positions),
         segment_ids_BL=torch.from_numpy(segments),
         tiles_TSSC=_tiles(rows),
+        picture_sizes_P2=_picture_sizes(rows),
         keys=tuple(tuple(sample.key for sample in row) for row in rows),
         shards=tuple(tuple(sample.shard for sample in row) for row in rows),
         num_targets=int(np.count_nonzero(targets != IGNORE_INDEX)),
@@ -86,3 +89,8 @@ def _tiles(rows: Sequence[Row]) -> torch.Tensor:
     if not found:
         return torch.zeros((0, 1, 1, 3), dtype=torch.uint8)
     return torch.from_numpy(np.concatenate(found))
+
+
+def _picture_sizes(rows: Sequence[Row]) -> torch.Tensor:
+    sizes = [size for row in rows for sample in row for size in sample.picture_sizes]
+    return torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.config import DataConfig, RowPacking, SourceConfig
+from data_pipeline.config import DataConfig, RowPacking
 from data_pipeline.encode import Encoder
-from data_pipeline.index import META_FILE, ShardIndex
+from data_pipeline.index import ShardIndex
 from data_pipeline.mixture import Concatenation, Mixture, Plan
-from data_pipeline.remote import RemoteSet, default_cache, is_remote
+from data_pipeline.source import open_index
 from data_pipeline.stream import Limits, RowStream
 from data_pipeline.templates import build_template
 from data_pipeline.tokens import Tokens
 from models.errors import InputError
-from models.spec import IMAGE_TOKEN, ImageSpec, TextSpec
+from models.spec import IMAGE_TOKEN, AnyResImage, ImageSpec, TextSpec
 
 
 def open_stream(
@@ -48,6 +48,10 @@ def open_stream(
             tokenizer that lacks a token.
     """
     _check_lengths(config, text)
+    if config.jpeg == "scaled" and isinstance(image.fit, AnyResImage):
+        raise InputError(
+            "data.jpeg is scaled, which would change the size that AnyRes chooses tiles by: set jpeg: exact"
+        )
     tokens = Tokens.of(tokenizer)
     if tokens.image_token_id != text.image_token_id:
         raise InputError(
@@ -76,20 +80,6 @@ def open_stream(
         epochs=epochs,
         limits=Limits(config.bad_share_limit, config.too_long, quarantine),
     )
-
-
-def open_index(source: SourceConfig) -> ShardIndex:
-    """Open a source's index, here or at an address.
-
-    Raises:
-        InputError: no set there, or no index.
-    """
-    if not is_remote(source.path):
-        return ShardIndex(source.path)
-    cache = Path(source.cache) if source.cache is not None else default_cache()
-    remote = RemoteSet.at(source.path, cache, int(source.cache_gb * 1e9))
-    remote.refresh(META_FILE)
-    return ShardIndex(remote.folder, remote)
 
 
 def _check_lengths(config: DataConfig, text: TextSpec) -> None:

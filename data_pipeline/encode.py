@@ -10,15 +10,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.images import fit, open_picture
+from data_pipeline.images import open_picture
 from data_pipeline.index import ShardIndex
 from data_pipeline.mixture import Plan
 from data_pipeline.record import Record, read_record
 from data_pipeline.sample import BadSample, Draw, Encoded, TileArray, TokenArray
 from data_pipeline.templates import Template
+from data_pipeline.tiles import fit_tiles
 from data_pipeline.tokens import Tokens
 from models.errors import InputError
 from models.spec import IGNORE_INDEX, ImageSpec, num_image_tokens
+
+PictureSizes = tuple[tuple[int, int], ...]
 
 
 class Encoder:
@@ -49,16 +52,16 @@ class Encoder:
         index = self.indexes[source]
         shard, key = index.shard_of(sample), index.key_of(sample)
         try:
-            ids, labels, tiles = self.encode_record(read_record(index.read(sample)))
+            ids, labels, tiles, sizes = self.encode_record(read_record(index.read(sample)))
         except InputError as error:
             return BadSample(draw, shard, key, str(error))
         if len(ids) > self.max_length:
             reason = f"{len(ids)} tokens, more than max_length {self.max_length}"
             return BadSample(draw, shard, key, reason, kind="too_long")
-        return Encoded(draw, shard, key, ids, labels, tiles)
+        return Encoded(draw, shard, key, ids, labels, tiles, sizes)
 
-    def encode_record(self, record: Record) -> tuple[TokenArray, TokenArray, TileArray]:
-        """Ids [L], labels [L] and tiles [T, S, S, 3] of a record.
+    def encode_record(self, record: Record) -> tuple[TokenArray, TokenArray, TileArray, PictureSizes]:
+        """Ids [L], labels [L] and tiles [T, S, S, 3] of a record, and (height, width) of its pictures.
 
         Raises:
             InputError: a picture that cannot be decoded, or a sample in which nothing is to be learnt.
@@ -66,14 +69,15 @@ class Encoder:
         ids, labels = self.tokens.encode_segments(self.template.segments(record.turns))
         if not np.any(labels[1:] != IGNORE_INDEX):
             raise InputError("nothing in it is a target: the answers are empty")
-        size = self.image.size
-        tiles = np.empty((len(record.pictures), size, size, 3), dtype=np.uint8)
-        costs: list[int] = []
-        for place, payload in enumerate(record.pictures):
+        tiles: list[TileArray] = [np.empty((0, self.image.size, self.image.size, 3), dtype=np.uint8)]
+        sizes: list[tuple[int, int]] = []
+        for payload in record.pictures:
             picture = open_picture(payload, at_least=self._at_least)
-            costs.append(num_image_tokens(self.image, picture.width, picture.height))
-            tiles[place] = fit(picture, self.image)
-        return *expand_images(ids, labels, self.tokens.image_token_id, costs), tiles
+            sizes.append((picture.height, picture.width))
+            tiles.append(fit_tiles(picture, self.image))
+        costs = [num_image_tokens(self.image, width, height) for height, width in sizes]
+        ids, labels = expand_images(ids, labels, self.tokens.image_token_id, costs)
+        return ids, labels, np.concatenate(tiles), tuple(sizes)
 
 
 def expand_images(

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from models.errors import InputError
-from models.spec import CropImage, ImageSpec, PadImage
+from models.spec import AnyResImage, CropImage, ImageSpec, PadImage
 
 PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jp2", "avif", "ppm"})
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
@@ -125,11 +125,12 @@ def _deep_grey(picture: Image.Image) -> Image.Image:
 
 
 def fit(picture: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
-    """An RGB picture as [S, S, 3], by the rule of `spec.fit`.
+    """An RGB picture as one square [S, S, 3], by the rule of `spec.fit`; several tiles are `tiles.fit_tiles`'s.
 
     Raises:
         PictureError: so long and thin that the fitted picture would not fit into memory.
     """
+    assert not isinstance(spec.fit, AnyResImage), "AnyRes makes several squares"
     if isinstance(spec.fit, CropImage):
         return _crop(picture, spec.size)
     return _pad(picture, spec.size, pad_colour(spec.fit, spec.mean))

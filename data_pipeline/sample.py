@@ -39,6 +39,8 @@ class Encoded:
     input_ids: TokenArray  # [L]
     labels: TokenArray  # [L]
     tiles: TileArray  # [T, S, S, 3]
+    picture_sizes: tuple[tuple[int, int], ...] = ()
+    """(height, width) of each picture before it was fitted: under AnyRes they say which tiles are whose."""
 
     @property
     def num_tokens(self) -> int:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from models.config import AnyResImage, ModelConfig, PretrainedLanguage, TransformersVision
+from models.config import ModelConfig, PretrainedLanguage, TransformersVision
 from models.language import load_language, load_tokenizer, text_spec
 from models.projectors import build_projector
-from models.spec import ImageSpec, TextSpec
+from models.spec import AnyResImage, ImageSpec, TextSpec
 from models.vision import image_spec, load_vision
 from models.vlm import VLM
 

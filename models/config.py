@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from models.spec import Config, CropImage, PadImage
+from models.spec import Config, ImageFit, PadImage
 
 
 class TransformersVision(Config):
@@ -91,20 +91,10 @@ class DecoderLanguage(Config):
 LanguageConfig = Annotated[PretrainedLanguage | DecoderLanguage, Field(discriminator="kind")]
 
 
-class AnyResImage(Config):
-    """Tiles of a high-resolution picture beside a small whole one (LLaVA-NeXT); pinpoints are (height, width)."""
-
-    kind: Literal["anyres"] = "anyres"
-    pinpoints: tuple[tuple[int, int], ...]
-
-
-ImageConfig = Annotated[CropImage | PadImage | AnyResImage, Field(discriminator="kind")]
-
-
 class ModelConfig(Config):
     """Vision encoder -> projector -> language model, and how a picture is fitted to the encoder's square."""
 
     vision: VisionConfig
     projector: ProjectorConfig
     language: LanguageConfig
-    image: ImageConfig = PadImage()
+    image: ImageFit = PadImage()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from models.config import AnyResImage, DecoderLanguage, OpenClipVision
+from models.config import DecoderLanguage, OpenClipVision
 from models.errors import InputError
 from models.projectors import PROJECTORS
+from models.spec import AnyResImage
 from trainer.objectives import OBJECTIVES
 from trainer.recipe import Recipe
 
