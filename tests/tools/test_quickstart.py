@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -166,6 +168,28 @@ def test_what_another_command_began_is_cleared_and_what_the_same_one_began_is_no
         with pytest.raises(InputError):
             Runner(tmp_path, [broken_off(word)]).run()
         assert (tmp_path / "seen").read_text() == seen
+
+
+def test_the_keyboard_ends_what_runs_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    """Ctrl-C in a real process: the step's own child must be gone with it."""
+    script = f"""
+from pathlib import Path
+from tools.quickstart.runner import Runner
+from tools.quickstart.steps import Step
+folder = Path({str(tmp_path)!r})
+command = ("/bin/sh", "-c", f"echo $$ > {{folder}}/pid; sleep 60; touch {{folder}}/made")
+Runner(folder, [Step("long", command, (folder / "made",))]).run()
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child = int((tmp_path / "pid").read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) != 0
+    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_step_that_does_not_make_its_output_fails(tmp_path: Path) -> None:

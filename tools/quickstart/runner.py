@@ -52,6 +52,7 @@ class Runner:
         self._state = threading.Condition()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._failed: list[str] = []
+        self._stopping = False
         self._started_s = time.monotonic()
         self.done_before = {step.name for step in steps if self._is_done(step)}
 
@@ -66,26 +67,30 @@ class Runner:
         done = set(self.done_before)
         for name in (name for name in self._steps if name in done):
             self._say(name, f"done before, in {self._records[name]['seconds']:.0f} s")
-        waiting = [step for step in self._steps.values() if step.name not in done]
         threads: list[threading.Thread] = []
         try:
-            with self._state:
-                while waiting and not self._failed:
-                    step = next((step for step in waiting if self._may_start(step, done)), None)
-                    if step is None:
-                        self._state.wait()
-                        continue
-                    waiting.remove(step)
-                    self._free_cores -= step.cores
-                    threads.append(threading.Thread(target=self._run_step, args=(step, done)))
-                    threads[-1].start()
-        finally:
-            if self._failed or waiting:
-                self._stop_all()
+            self._start_as_cores_come_free(done, threads)
+            for thread in threads:
+                thread.join()
+        finally:  # also when the keyboard interrupts: commands of ours must not outlive us
+            self._stop_all()
             for thread in threads:
                 thread.join()
         if self._failed:
             raise InputError(f"{self._failed[0]}; mend it and run the same command again, it goes on from here")
+
+    def _start_as_cores_come_free(self, done: set[str], threads: list[threading.Thread]) -> None:
+        waiting = [step for step in self._steps.values() if step.name not in done]
+        with self._state:
+            while waiting and not self._failed:
+                step = next((step for step in waiting if self._may_start(step, done)), None)
+                if step is None:
+                    self._state.wait()
+                    continue
+                waiting.remove(step)
+                self._free_cores -= step.cores
+                threads.append(threading.Thread(target=self._run_step, args=(step, done)))
+                threads[-1].start()
 
     def _may_start(self, step: Step, done: set[str]) -> bool:
         return step.cores <= self._free_cores and all(need in done for need in step.needs)
@@ -130,6 +135,8 @@ class Runner:
         )
         with self._state:
             self._running[step.name] = process
+        if self._stopping:
+            self._stop_all()
         assert process.stdout is not None
         self._relay(step.name, io.TextIOWrapper(process.stdout, errors="replace", newline=""))
         return process.wait()
@@ -149,6 +156,7 @@ class Runner:
             pending = ""
 
     def _stop_all(self) -> None:
+        self._stopping = True
         with self._state:
             for process in self._running.values():
                 try:
