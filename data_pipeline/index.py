@@ -21,6 +21,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -83,35 +84,45 @@ class ShardIndex:
     Args:
         folder: where the set lies, or where copies of a remote one are to lie.
         remote: where its files come from if they are not there.
+        selection: the tars that count, in this order; None: all of them, in the index's order.
 
     Raises:
-        InputError: no index, another version, or an index that does not fit the tars beside it.
+        InputError: no index, another version, an index that does not fit the tars beside it, or a tar selected that
+            the index lacks.
     """
 
-    def __init__(self, folder: Path | str, remote: RemoteSet | None = None) -> None:
+    def __init__(
+        self, folder: Path | str, remote: RemoteSet | None = None, selection: tuple[str, ...] | None = None
+    ) -> None:
         self.folder = Path(folder)
-        self._remote = remote
+        self._remote, self._selection = remote, selection
         meta = _read_meta(self.folder)
-        self.fingerprint: str = meta["fingerprint"]
-        self.shard_names: list[str] = [shard["name"] for shard in meta["shards"]]
-        self.shard_sizes: list[int] = [shard["num_samples"] for shard in meta["shards"]]
+        all_names: list[str] = [shard["name"] for shard in meta["shards"]]
+        all_sizes: list[int] = [shard["num_samples"] for shard in meta["shards"]]
+        chosen = _places(self.folder, all_names, selection)
+        self.shard_names: list[str] = [all_names[place] for place in chosen]
+        self.shard_sizes: list[int] = [all_sizes[place] for place in chosen]
+        self.fingerprint: str = _selected(meta["fingerprint"], self.shard_names, all_names)
         if remote is not None:
             for name, num_bytes in meta["array_bytes"].items():
                 remote.copy(f"{INDEX_FOLDER}/{name}.npy", num_bytes)
         self._shard_bytes: dict[str, int] = {shard["name"]: shard["num_bytes"] for shard in meta["shards"]}
         self._extensions: list[str] = meta["extensions"]
-        self._shard_ends = np.cumsum(self.shard_sizes, dtype=np.int64).tolist()
+        self._shard_ends: list[int] = np.cumsum(self.shard_sizes, dtype=np.int64).tolist()
+        all_ends = np.cumsum(all_sizes, dtype=np.int64)
+        self._shifts: list[int] = (all_ends[chosen] - np.array(self._shard_ends, dtype=np.int64)).tolist()
+        """From a sample's number to its row, by shard: all 0 where every tar is selected."""
         arrays = {name: _map_array(self.folder, name, dtype) for name, dtype in ARRAYS.items()}
         self._samples, self._members, self._keys = arrays["samples"], arrays["members"], arrays["keys"]
         self._files: dict[str, int] = {}
-        if len(self._samples) != len(self) + 1:
+        if len(self._samples) != sum(all_sizes) + 1:
             raise InputError(f"{self.folder}: the index does not fit its meta.json; run `tools.shards index` again")
 
     def __len__(self) -> int:
         return int(self._shard_ends[-1]) if self._shard_ends else 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardIndex, (self.folder, self._remote)
+        return ShardIndex, (self.folder, self._remote, self._selection)
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
@@ -123,7 +134,8 @@ class ShardIndex:
 
     def key_of(self, sample: int) -> str:
         """A sample's key: its members' common name."""
-        (_, start), (_, end) = self._samples[sample : sample + 2].tolist()
+        row = self._row(sample)
+        (_, start), (_, end) = self._samples[row : row + 2].tolist()
         return self._keys[start:end].tobytes().decode("utf-8", "surrogateescape")
 
     def entry(self, sample: int) -> SampleEntry:
@@ -144,10 +156,15 @@ class ShardIndex:
         block = self._pread(shard, start, length)
         return {member.extension: self._checked(shard, member, block, start) for member in members}
 
+    def _row(self, sample: int) -> int:
+        """A sample's place in samples.npy."""
+        return sample + self._shifts[bisect_right(self._shard_ends, sample)]
+
     def _member_list(self, sample: int) -> list[Member]:
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} of {len(self)}")
-        (first, _), (end, _) = self._samples[sample : sample + 2].tolist()
+        row = self._row(sample)
+        (first, _), (end, _) = self._samples[row : row + 2].tolist()
         names = self._extensions
         return [
             Member(names[extension], offset, size, crc32, width, height)
@@ -189,6 +206,30 @@ class ShardIndex:
             except OSError as error:
                 raise DamagedSampleError(f"{shard}: cannot be opened ({error.strerror})") from None
         return self._files[shard]
+
+
+def _places(folder: Path, names: list[str], selection: tuple[str, ...] | None) -> list[int]:
+    """The places, among all tars, of those selected."""
+    if selection is None:
+        return list(range(len(names)))
+    known = {name: place for place, name in enumerate(names)}
+    missing = [name for name in selection if name not in known]
+    if missing:
+        raise InputError(
+            f"{folder}: its index lacks {missing[0]}"
+            + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            + f" of the {len(selection)} tars that are named; it holds {names[0]} to {names[-1]}"
+        )
+    if len(set(selection)) != len(selection):
+        raise InputError(f"{folder}: a tar is named twice; name each once")
+    return [known[name] for name in selection]
+
+
+def _selected(fingerprint: str, chosen: list[str], all_names: list[str]) -> str:
+    """The fingerprint of a selection: that of the set if every tar is in it, in the set's own order."""
+    if chosen == all_names:
+        return fingerprint
+    return sha256("\0".join([fingerprint, *chosen]).encode()).hexdigest()[:32]
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from data_pipeline import remote
-from data_pipeline.build import open_index
 from data_pipeline.config import SourceConfig
+from data_pipeline.source import open_index
 from models.errors import InputError
 from tests.support.shards import write_set
 
@@ -63,6 +63,15 @@ def test_equals_the_set_on_disk_and_copies_once(served: str, tmp_path: Path, mon
     assert {path: count for path, count in Flaky.seen.items() if path.endswith(".tar")} == {
         f"/set/{name}": 3 for name in local.shard_names
     }
+
+
+def test_some_tars_of_a_set_at_an_address(served: str, tmp_path: Path) -> None:
+    source = SourceConfig(path=f"{served}/shard-{{000001..000002}}.tar", cache=str(tmp_path / "cache"))
+    local = open_index(SourceConfig(path=f"{tmp_path}/set/shard-{{000001..000002}}.tar"))
+    index = open_index(source)
+    assert index.fingerprint == local.fingerprint
+    assert [index.read(n) for n in range(6)] == [local.read(n) for n in range(6)]
+    assert "/set/shard-000000.tar" not in Flaky.seen
 
 
 def test_the_cache_is_bounded(served: str, tmp_path: Path) -> None:
