@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.augment import Augmenter
 from data_pipeline.config import DataConfig, RowPacking
 from data_pipeline.encode import Encoder
 from data_pipeline.index import ShardIndex
@@ -67,6 +68,7 @@ def open_stream(
         image=image,
         max_length=config.max_length,
         scaled_jpeg=config.jpeg == "scaled",
+        augmenter=Augmenter(config.augment, seed) if config.augment is not None else None,
     )
     return RowStream(
         encoder,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from models.spec import Config
 
@@ -16,7 +16,8 @@ class SourceConfig(Config):
     """One shard set: the directory that `tools.shards` made, and its share among several sources."""
 
     path: str
-    """A directory, or an address (http, https, s3, …) below which its tars and `index/` lie."""
+    """A directory, or an address (http, https, s3, …) below which its tars and `index/` lie; or some of its tars, with
+    braces: `data/set/train-{000000..000009}.tar`."""
     cache: str | None = None
     """Where copies of a set at an address lie; by default below ~/.cache/sightline."""
     cache_gb: Annotated[float, Field(gt=0)] = 100
@@ -80,6 +81,24 @@ class RowPacking(Config):
 PackingConfig = Annotated[PadPacking | RowPacking, Field(discriminator="kind")]
 
 
+def _in_order(areas: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < areas[0] <= areas[1] <= 1:
+        raise ValueError("give the smallest and the largest share, both above 0 and at most 1")
+    return areas
+
+
+class PictureAugment(Config):
+    """Changes to training pictures, drawn anew each time a picture is seen. The defaults change nothing."""
+
+    kind: Literal["picture"] = "picture"
+    crop_area: Annotated[tuple[float, float], Field(strict=False), AfterValidator(_in_order)] = (1.0, 1.0)
+    """A random cut keeps between these shares of the area; its proportions change by 4/3 at most."""
+    colour: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Brightness, contrast and saturation each change by this share at most."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of pictures mirrored left to right. Mirrored text cannot be read, and left becomes right."""
+
+
 class DataConfig(Config):
     """What a stage learns from. Sources without weights are one set, every sample of which is seen once an epoch."""
 
@@ -91,6 +110,7 @@ class DataConfig(Config):
     jpeg: Literal["exact", "scaled"] = "exact"
     """`scaled` decodes JPEGs at 1/2, 1/4 or 1/8 where that leaves enough: faster, and not bit for bit what a bundle's
     processor makes."""
+    augment: PictureAugment | None = None
     too_long: Literal["error", "skip"] = "skip"
     shuffle_window: Annotated[int, Field(gt=0)] = 4096
     num_workers: Annotated[int, Field(ge=0)] = 2

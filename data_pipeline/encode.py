@@ -6,10 +6,12 @@ open files and caches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipeline.augment import Augmenter
 from data_pipeline.images import open_picture
 from data_pipeline.index import ShardIndex
 from data_pipeline.mixture import Plan
@@ -37,6 +39,7 @@ class Encoder:
         image: ImageSpec,
         max_length: int,
         scaled_jpeg: bool = False,
+        augmenter: Augmenter | None = None,
     ) -> None:
         self.indexes = tuple(indexes)
         self.plan = plan
@@ -44,7 +47,9 @@ class Encoder:
         self.tokens = tokens
         self.image = image
         self.max_length = max_length
-        self._at_least = image.size if scaled_jpeg else None
+        self._augmenter = augmenter
+        kept = augmenter.smallest_side_share if augmenter is not None else 1.0
+        self._at_least = math.ceil(image.size / kept) if scaled_jpeg else None
 
     def __call__(self, draw: Draw) -> Encoded | BadSample:
         """Read, decode and tokenize the sample of a draw."""
@@ -52,7 +57,7 @@ class Encoder:
         index = self.indexes[source]
         shard, key = index.shard_of(sample), index.key_of(sample)
         try:
-            ids, labels, tiles, sizes = self.encode_record(read_record(index.read(sample)))
+            ids, labels, tiles, sizes = self.encode_record(read_record(index.read(sample)), draw)
         except InputError as error:
             return BadSample(draw, shard, key, str(error))
         if len(ids) > self.max_length:
@@ -60,8 +65,13 @@ class Encoder:
             return BadSample(draw, shard, key, reason, kind="too_long")
         return Encoded(draw, shard, key, ids, labels, tiles, sizes)
 
-    def encode_record(self, record: Record) -> tuple[TokenArray, TokenArray, TileArray, PictureSizes]:
+    def encode_record(
+        self, record: Record, draw: Draw | None = None
+    ) -> tuple[TokenArray, TokenArray, TileArray, PictureSizes]:
         """Ids [L], labels [L] and tiles [T, S, S, 3] of a record, and (height, width) of its pictures.
+
+        Args:
+            draw: whose random numbers change the pictures, where the data are augmented; None leaves them as they are.
 
         Raises:
             InputError: a picture that cannot be decoded, or a sample in which nothing is to be learnt.
@@ -71,8 +81,10 @@ class Encoder:
             raise InputError("nothing in it is a target: the answers are empty")
         tiles: list[TileArray] = [np.empty((0, self.image.size, self.image.size, 3), dtype=np.uint8)]
         sizes: list[tuple[int, int]] = []
-        for payload in record.pictures:
+        for place, payload in enumerate(record.pictures):
             picture = open_picture(payload, at_least=self._at_least)
+            if self._augmenter is not None and draw is not None:
+                picture = self._augmenter(picture, draw, place)
             sizes.append((picture.height, picture.width))
             tiles.append(fit_tiles(picture, self.image))
         costs = [num_image_tokens(self.image, width, height) for height, width in sizes]
