@@ -16,6 +16,7 @@ from data_pipeline.config import DataConfig, RowPacking
 from data_pipeline.encode import Encoder
 from data_pipeline.index import ShardIndex
 from data_pipeline.mixture import Concatenation, Mixture, Plan
+from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.source import open_index
 from data_pipeline.stream import Limits, RowStream
 from data_pipeline.templates import build_template
@@ -81,6 +82,7 @@ def open_stream(
         num_workers=config.num_workers,
         epochs=epochs,
         limits=Limits(config.bad_share_limit, config.too_long, quarantine),
+        read_ahead=ReadAhead(indexes, plan, num_slots // len(slots)),
     )
 
 

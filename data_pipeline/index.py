@@ -95,7 +95,7 @@ class ShardIndex:
         self, folder: Path | str, remote: RemoteSet | None = None, selection: tuple[str, ...] | None = None
     ) -> None:
         self.folder = Path(folder)
-        self._remote, self._selection = remote, selection
+        self.remote, self._selection = remote, selection
         meta = _read_meta(self.folder)
         all_names: list[str] = [shard["name"] for shard in meta["shards"]]
         all_sizes: list[int] = [shard["num_samples"] for shard in meta["shards"]]
@@ -122,7 +122,7 @@ class ShardIndex:
         return int(self._shard_ends[-1]) if self._shard_ends else 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardIndex, (self.folder, self._remote, self._selection)
+        return ShardIndex, (self.folder, self.remote, self._selection)
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():
@@ -155,6 +155,19 @@ class ShardIndex:
             return {member.extension: self._checked(shard, member, *self._bytes(shard, member)) for member in members}
         block = self._pread(shard, start, length)
         return {member.extension: self._checked(shard, member, block, start) for member in members}
+
+    def shard_bytes(self, shard: str) -> int:
+        """Size of a tar as it was indexed."""
+        return self._shard_bytes[shard]
+
+    def copy_shard(self, shard: str) -> None:
+        """Have a remote tar's copy here; nothing to do for a local set.
+
+        Raises:
+            RemoteError: it did not arrive.
+        """
+        if self.remote is not None:
+            self.remote.copy(shard, self._shard_bytes[shard])
 
     def _row(self, sample: int) -> int:
         """A sample's place in samples.npy."""
@@ -200,8 +213,7 @@ class ShardIndex:
             if len(self._files) >= _MAX_OPEN_SHARDS:
                 os.close(self._files.pop(next(iter(self._files))))
             try:
-                if self._remote is not None:
-                    self._remote.copy(shard, self._shard_bytes[shard])
+                self.copy_shard(shard)
                 self._files[shard] = os.open(self.folder / shard, os.O_RDONLY)
             except OSError as error:
                 raise DamagedSampleError(f"{shard}: cannot be opened ({error.strerror})") from None

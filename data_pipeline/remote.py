@@ -67,7 +67,7 @@ class RemoteSet:
             self._copy(f"{self.url}/{meta}", fresh, None)
             if target.exists() and target.read_bytes() != fresh.read_bytes():
                 for path in [*self.folder.glob("*.tar"), *target.parent.glob("*.npy")]:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
             fresh.rename(target)
 
     def copy(self, name: str, num_bytes: int) -> Path:
@@ -105,13 +105,16 @@ class RemoteSet:
 
     def _make_room(self, num_bytes: int) -> None:
         """Evict tars; one that is being read stays readable until it is closed."""
-        tars = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime_ns)
-        total = sum(path.stat().st_size for path in tars)
-        for path in tars:
-            if total + num_bytes <= self.max_bytes:
-                return
-            total -= path.stat().st_size
-            path.unlink(missing_ok=True)
+        with _locked(self.folder / ".room.lock"):
+            tars = sorted(
+                ((path.stat(), path) for path in self.folder.glob("*.tar")), key=lambda pair: pair[0].st_mtime_ns
+            )
+            total = sum(status.st_size for status, _ in tars)
+            for status, path in tars:
+                if total + num_bytes <= self.max_bytes:
+                    return
+                total -= status.st_size
+                path.unlink()
 
 
 def _check_whole(path: Path, num_bytes: int | None) -> None:

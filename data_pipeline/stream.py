@@ -20,6 +20,7 @@ from data_pipeline.config import PadPacking, RowPacking
 from data_pipeline.fetch import Encode, Fetcher
 from data_pipeline.mixture import Plan
 from data_pipeline.packing import Packer
+from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.sample import BadSample, Draw, Encoded, Row
 from models.errors import InputError
 
@@ -63,6 +64,7 @@ class RowStream:
         plan: which sample each draw is.
         fingerprint: of everything the order depends on; a state with another one is refused.
         epochs: how often every sample is seen; None: without end.
+        read_ahead: told where the slots stand, so that it copies remote tars in time.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class RowStream:
         num_workers: int,
         epochs: int | None,
         limits: Limits = Limits(),
+        read_ahead: ReadAhead | None = None,
     ) -> None:
         if not slots or slots.start < 0 or slots.stop > num_slots:
             raise InputError(f"slots {slots.start}..{slots.stop} do not lie within the {num_slots} of the global batch")
@@ -85,6 +88,7 @@ class RowStream:
         self._plan = plan
         self._limits = limits
         self._fetcher = Fetcher(encode, num_workers)
+        self._read_ahead = read_ahead
         self._ahead = max(2, -(-4 * num_workers // len(slots))) if num_workers else 0
         if isinstance(packing, RowPacking):
             self._ahead *= 4  # several samples a row
@@ -100,6 +104,8 @@ class RowStream:
         Raises:
             InputError: more samples than allowed cannot be used, or one is too long and that is an error.
         """
+        if self._read_ahead is not None:
+            self._read_ahead.advance({number: (slot.next, slot.end) for number, slot in self._slots.items()})
         for slot in self.slots:
             self._prefetch(slot)
         return [self._slots[slot].packer.next_row(lambda slot=slot: self._draw(slot)) for slot in self.slots]  # type: ignore[misc]
@@ -132,6 +138,8 @@ class RowStream:
     def close(self) -> None:
         """End the workers."""
         self._fetcher.close()
+        if self._read_ahead is not None:
+            self._read_ahead.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the local slots stand, as JSON. Merge several ranks' with `merge_states`."""
