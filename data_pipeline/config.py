@@ -78,7 +78,14 @@ class RowPacking(Config):
     lookahead: Annotated[int, Field(gt=0)] = 8
 
 
-PackingConfig = Annotated[PadPacking | RowPacking, Field(discriminator="kind")]
+class GroupPacking(Config):
+    """One sample a row; rows of one global batch are of like length, chosen among `lookahead` samples of each slot."""
+
+    kind: Literal["group"] = "group"
+    lookahead: Annotated[int, Field(gt=0)] = 16
+
+
+PackingConfig = Annotated[PadPacking | RowPacking | GroupPacking, Field(discriminator="kind")]
 
 
 def _in_order(areas: tuple[float, float]) -> tuple[float, float]:

@@ -1,34 +1,56 @@
 """Samples of one slot -> rows of the batch.
 
-Owns which samples share a row. Its state is the samples that wait in the pool, named by their draws; rows depend on the
-order of draws alone, never on when a worker delivered them.
+Owns which samples share a row, and which rows share a step. Its state is the samples that wait in the pool, named by
+their draws; rows depend on the order of draws alone, never on when a worker delivered them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from data_pipeline.config import PadPacking, RowPacking
+from data_pipeline.config import GroupPacking, PadPacking, RowPacking
+from data_pipeline.order import permutation
 from data_pipeline.sample import Encoded, Row
 
 DrawNext = Callable[[], Encoded | None]
 """The slot's next usable sample, or None once it has run out."""
 
+_GROUP = 5  # named random stream, beside those of `order`, `mixture` and `augment`
+
 
 class Packer:
     """Makes the rows of one slot."""
 
-    def __init__(self, packing: PadPacking | RowPacking) -> None:
+    def __init__(self, packing: PadPacking | RowPacking | GroupPacking, seed: int = 0) -> None:
         self._packing = packing
+        self._seed = seed
         self.open: list[Encoded] = []
-        """Samples drawn but not yet in a row, oldest first."""
+        """Samples drawn but not yet in a row: oldest first, or in a group in the order in which they will leave."""
+        self.num_left = 0
+        """Samples that have left in rows."""
 
     def next_row(self, draw_next: DrawNext) -> Row:
         """One row; empty when nothing is left."""
-        if isinstance(self._packing, PadPacking):
+        if isinstance(self._packing, RowPacking):
+            row = self._packed_row(self._packing, draw_next)
+        else:
+            if isinstance(self._packing, GroupPacking) and not self.open:
+                self._open_group(self._packing.lookahead, draw_next)
             sample = self.open.pop(0) if self.open else draw_next()
-            return (sample,) if sample is not None else ()
-        return self._packed_row(self._packing, draw_next)
+            row = (sample,) if sample is not None else ()
+        self.num_left += len(row)
+        return row
+
+    def _open_group(self, lookahead: int, draw_next: DrawNext) -> None:
+        """Take the next samples, sort them by length, and put them into the order that all slots share.
+
+        Samples of one rank among `lookahead` are of like length in all slots, and all slots let the same rank go at the
+        same step, without knowing of each other: the order of ranks is a function of the seed and the group's number.
+        """
+        self._fill(lookahead, draw_next)
+        by_length = sorted(self.open, key=lambda sample: (sample.num_tokens, sample.draw.n))
+        ranks = permutation(lookahead, self._seed, _GROUP, -(-self.num_left // lookahead)).tolist()
+        self.open = [by_length[rank] for rank in ranks if rank < len(by_length)]
 
     def _packed_row(self, packing: RowPacking, draw_next: DrawNext) -> Row:
         """The oldest opens the row; while all that wait fit, they follow in order; then comes the best last filling."""

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.config import PadPacking, RowPacking
+from data_pipeline.config import GroupPacking, PadPacking, RowPacking
 from data_pipeline.fetch import Encode, Fetcher
 from data_pipeline.mixture import Plan
 from data_pipeline.packing import Packer
@@ -76,7 +76,7 @@ class RowStream:
         seed: int,
         num_slots: int,
         slots: range,
-        packing: PadPacking | RowPacking,
+        packing: PadPacking | RowPacking | GroupPacking,
         num_workers: int,
         epochs: int | None,
         limits: Limits = Limits(),
@@ -92,11 +92,13 @@ class RowStream:
         self._ahead = max(2, -(-4 * num_workers // len(slots))) if num_workers else 0
         if isinstance(packing, RowPacking):
             self._ahead *= 4  # several samples a row
+        if isinstance(packing, GroupPacking) and num_workers:
+            self._ahead = max(self._ahead, packing.lookahead)  # the next group is ready when this one has left
         self._slots: dict[int, _Slot] = {}
         for slot in slots:
             length = plan.slot_length(slot)
             end = 0 if length == 0 else None if epochs is None else epochs * length
-            self._slots[slot] = _Slot(Packer(packing), end)
+            self._slots[slot] = _Slot(Packer(packing, seed), end)
 
     def next_rows(self) -> list[Row]:
         """One row for each local slot, in the slots' order; an empty row where a slot has run out.
@@ -169,6 +171,7 @@ class RowStream:
         slot.num_bad, slot.num_too_long = saved["num_bad"], saved["num_too_long"]
         slot.num_in_vain = 0
         slot.packer.open = []
+        slot.packer.num_left = slot.next - slot.num_bad - slot.num_too_long - len(saved["open"])
         for n in saved["open"]:
             self._fetcher.prefetch(Draw(number, n))
         for n in saved["open"]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.config import PadPacking, RowPacking
+from data_pipeline.config import GroupPacking, PadPacking, RowPacking
 from data_pipeline.packing import Packer, best_filling
 from data_pipeline.sample import Draw, Encoded, Row
 
@@ -27,7 +27,7 @@ def source(lengths: list[int]) -> Callable[[], Encoded | None]:
     return lambda: next(iterator, None)
 
 
-def rows(packing: PadPacking | RowPacking, lengths: list[int]) -> list[Row]:
+def rows(packing: PadPacking | RowPacking | GroupPacking, lengths: list[int]) -> list[Row]:
     packer, draw_next = Packer(packing), source(lengths)
     found = []
     while row := packer.next_row(draw_next):
@@ -56,6 +56,28 @@ def test_no_sample_waits_longer_than_the_lookahead(lengths: list[int]) -> None:
 
 def test_pad_puts_one_sample_in_a_row() -> None:
     assert [len(row) for row in rows(PadPacking(), [3, 4, 5])] == [1, 1, 1]
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 50), max_size=40), lookahead=st.integers(1, 9))
+def test_a_group_lets_every_sample_go_within_its_lookahead(lengths: list[int], lookahead: int) -> None:
+    found = [row[0].draw.n for row in rows(GroupPacking(lookahead=lookahead), lengths)]
+    assert sorted(found) == list(range(len(lengths)))
+    assert all(n // lookahead == place // lookahead for place, n in enumerate(found))
+
+
+def padding_share(packing: PadPacking | GroupPacking, lengths: list[int], num_slots: int) -> float:
+    """Share of positions that are padding, where each step pads its rows to the longest of them."""
+    each = len(lengths) // num_slots
+    slots = [rows(packing, lengths[slot * each : (slot + 1) * each]) for slot in range(num_slots)]
+    steps = [[sum(sample.num_tokens for sample in row) for row in step] for step in zip(*slots, strict=True)]
+    return 1 - sum(map(sum, steps)) / sum(max(step) * len(step) for step in steps)
+
+
+def test_groups_save_padding() -> None:
+    lengths = llava_like_lengths(16_000)
+    shares = [padding_share(packing, lengths, 16) for packing in (PadPacking(), GroupPacking(lookahead=16))]
+    assert shares[1] < 0.5 * shares[0], shares
 
 
 def llava_like_lengths(count: int) -> list[int]:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.build import open_stream
-from data_pipeline.config import ChatmlTemplate, DataConfig, PadPacking, RowPacking, SourceConfig
+from data_pipeline.config import ChatmlTemplate, DataConfig, GroupPacking, PadPacking, RowPacking, SourceConfig
 from data_pipeline.index_build import build_index
 from data_pipeline.sample import Row
 from data_pipeline.stream import RowStream, merge_states
@@ -75,10 +75,11 @@ def all_batches(data: DataConfig, world: int, **values: Any) -> list[list[tuple[
     return found
 
 
-PACKINGS = [PadPacking(), RowPacking(row_tokens=400, lookahead=3)]
+PACKINGS = [PadPacking(), RowPacking(row_tokens=400, lookahead=3), GroupPacking(lookahead=2)]
+PACKING_NAMES = ["pad", "pack", "group"]
 
 
-@pytest.mark.parametrize("packing", PACKINGS, ids=["pad", "pack"])
+@pytest.mark.parametrize("packing", PACKINGS, ids=PACKING_NAMES)
 def test_the_global_batch_is_the_same_on_1_2_4_and_8_ranks(folder: Path, packing: Any) -> None:
     data = config(folder, packing=packing)
     alone = all_batches(data, 1)
@@ -88,7 +89,7 @@ def test_the_global_batch_is_the_same_on_1_2_4_and_8_ranks(folder: Path, packing
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packing", PACKINGS, ids=["pad", "pack"])
+@pytest.mark.parametrize("packing", PACKINGS, ids=PACKING_NAMES)
 def test_workers_change_nothing(folder: Path, packing: Any) -> None:
     alone = all_batches(config(folder, packing=packing), 1)
     for num_workers in (1, 3):
@@ -98,13 +99,13 @@ def test_workers_change_nothing(folder: Path, packing: Any) -> None:
 @settings(deadline=None, max_examples=25)
 @given(
     stops=st.lists(st.tuples(st.integers(0, 3), st.sampled_from([1, 2, 4, 8])), min_size=1, max_size=6),
-    pack=st.booleans(),
+    packing=st.sampled_from(PACKINGS),
     epochs=st.integers(1, 2),
 )
 def test_stopped_anywhere_and_resumed_on_any_number_of_ranks(
-    folder: Path, stops: list[tuple[int, int]], pack: bool, epochs: int
+    folder: Path, stops: list[tuple[int, int]], packing: Any, epochs: int
 ) -> None:
-    data = config(folder, packing=PACKINGS[pack])
+    data = config(folder, packing=packing)
     expected = all_batches(data, 1, epochs=epochs)
     found: list[list[tuple[str, ...]]] = []
     state: dict[str, Any] | None = None
