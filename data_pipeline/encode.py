@@ -65,6 +65,11 @@ class Encoder:
             return BadSample(draw, shard, key, reason, kind="too_long")
         return Encoded(draw, shard, key, ids, labels, tiles, sizes)
 
+    def name_of(self, draw: Draw) -> tuple[str, str]:
+        """(shard, key) of a draw's sample, which is not read."""
+        source, sample = self.plan.locate(draw.slot, draw.n)
+        return self.indexes[source].shard_of(sample), self.indexes[source].key_of(sample)
+
     def encode_record(
         self, record: Record, draw: Draw | None = None
     ) -> tuple[TokenArray, TokenArray, TileArray, PictureSizes]:

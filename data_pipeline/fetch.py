@@ -14,11 +14,22 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from typing import Protocol, runtime_checkable
 
 from data_pipeline.sample import BadSample, Draw, Encoded
 
 Result = Encoded | BadSample
 Encode = Callable[[Draw], Result]
+
+
+@runtime_checkable
+class Naming(Protocol):
+    """An encoder that can say which sample a draw is without reading it."""
+
+    def name_of(self, draw: Draw) -> tuple[str, str]:
+        """(shard, key) of a draw."""
+        ...
+
 
 _encode: Encode | None = None  # a worker's own copy, set once by `_start_worker`
 
@@ -118,7 +129,8 @@ class Fetcher:
                 found = alone.submit(_run, draw).result()
             except BrokenProcessPool:
                 reason = "the worker process died on this sample, twice (out of memory, or a crash in a decoder)"
-                found = BadSample(draw, "", "", reason)
+                shard, key = self._encode.name_of(draw) if isinstance(self._encode, Naming) else ("", "")
+                found = BadSample(draw, shard, key, reason)
         for other in waiting:
             self._pending[other] = self._submit(other)
         return found

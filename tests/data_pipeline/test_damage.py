@@ -71,7 +71,7 @@ def test_cut_at_every_block_and_at_random(whole: tuple[ShardIndex, bytes], tmp_p
     index, content = whole
     path = index.folder / index.shard_names[0]
     random = np.random.default_rng(0).integers(0, len(content), 20)
-    for length in [*range(0, len(content), 512 * 3), *map(int, random)]:
+    for length in [*range(0, len(content), 512), *map(int, random)]:
         path.write_bytes(content[:length])
         assert_accounted(index, range(length, len(content)), tmp_path / f"{length}.jsonl")
     path.write_bytes(content)

@@ -30,7 +30,10 @@ class Deadly:
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         ids = np.array([draw.n], dtype=np.int32)
-        return Encoded(draw, "s", str(draw.n), ids, ids, np.zeros((0, 1, 1, 3), dtype=np.uint8))
+        return Encoded(draw, *self.name_of(draw), ids, ids, np.zeros((0, 1, 1, 3), dtype=np.uint8))
+
+    def name_of(self, draw: Draw) -> tuple[str, str]:
+        return "a.tar", f"key{draw.n}"
 
 
 def test_a_killed_worker_loses_no_sample(tmp_path: Path) -> None:
@@ -42,7 +45,7 @@ def test_a_killed_worker_loses_no_sample(tmp_path: Path) -> None:
     fetcher.close()
     assert [result.draw.n for result in results] == list(range(10))
     bad = [result for result in results if isinstance(result, BadSample)]
-    assert [result.draw.n for result in bad] == [5]
+    assert [(result.draw.n, result.shard, result.key) for result in bad] == [(5, "a.tar", "key5")]
     assert "died on this sample" in bad[0].reason
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ def epoch(url: str, cache: Path, *, cache_gb: float = 1.0, step_s: float = STEP_
         num_slots=1,
         slots=range(1),
         epochs=1,
-        quarantine=None,
+        quarantine=cache / "quarantine.jsonl",
     )
     waited_s, keys = 0.0, list[str]()
     while not stream.exhausted:
@@ -110,3 +111,6 @@ def test_a_tar_that_never_comes_is_left_to_its_reader(
     monkeypatch.setattr(Slow, "failing", "shard-000002.tar")
     _, keys = epoch(served, tmp_path / "cache", step_s=0.02)
     assert len(keys) == 8
+    lines = [json.loads(line) for line in (tmp_path / "cache" / "quarantine.jsonl").read_text().splitlines()]
+    assert {(line["shard"], line["key"]) for line in lines} == {("shard-000002.tar", f"00000{n}") for n in (4, 5)}
+    assert all("after 4 tries" in line["reason"] for line in lines)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,12 +25,16 @@ class Flaky(SimpleHTTPRequestHandler):
     """Serves a folder; the first `failures` requests of each path fail or are cut short, in turn."""
 
     failures = 0
+    stall_s = 0.0
     seen: dict[str, int]
 
     def do_GET(self) -> None:
         count = self.seen[self.path] = self.seen.get(self.path, 0) + 1
+        if count == 1 and self.path.endswith(".tar"):
+            time.sleep(self.stall_s)
         if count > self.failures:
-            super().do_GET()
+            with suppress(ConnectionError):  # who stalled is not waited for
+                super().do_GET()
         elif count % 2:
             self.send_error(503)
         else:
@@ -89,6 +95,14 @@ def test_a_server_that_keeps_failing_is_named(served: str, tmp_path: Path, monke
     with pytest.raises(InputError, match=r"meta\.json cannot be copied"):
         open_index(SourceConfig(path=f"{served}/none", cache=str(tmp_path / "cache")))
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix == ".tar"]
+
+
+def test_a_server_that_stalls_is_asked_again(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = open_index(SourceConfig(path=served, cache=str(tmp_path / "cache")))
+    monkeypatch.setattr(remote, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(Flaky, "stall_s", 1.0)
+    assert index.read(0)["txt"].startswith(b"caption 0")
+    assert Flaky.seen["/set/shard-000000.tar"] == 2
 
 
 def test_a_set_made_anew_replaces_its_copies(served: str, tmp_path: Path) -> None:
