@@ -108,6 +108,9 @@ def test_stop_ends_an_answer_and_the_next_question_goes_on(page: Any, tmp_path: 
     page.locator("#decoding input[type=number]").nth(0).fill("2")  # hot, so that no end token comes soon
     page.locator("#decoding input[type=number]").nth(0).press("Tab")
     ask(page, "What is in the picture?")
+    playwright_api.expect(
+        page.locator(LAST_ANSWER)
+    ).not_to_be_empty()  # else there is nothing to keep
     page.click("#question .stop-button")
     expect(page.locator("#question .submit-button")).to_be_visible()
     stopped = page.inner_text(LAST_ANSWER)
