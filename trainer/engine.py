@@ -124,7 +124,7 @@ class Engine:
 
     def load_moments(self, read: Callable[[str, str, int, int], Tensor], num_updates: int) -> None:
         """Fill Adam's moments: `read(kind, name, start, numel)` gives a slice of a saved, flattened moment."""
-        for flat in (value for group in self._adam().param_groups for value in group["params"]):
+        for flat in self._flat_parameters():
             self._adam().state[flat] = {
                 "step": torch.tensor(float(num_updates)),
                 **{kind: torch.zeros_like(flat) for kind in MOMENTS},
@@ -138,6 +138,14 @@ class Engine:
         self._engine.destroy()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+    def _flat_parameters(self) -> list[Tensor]:
+        """The tensors that Adam keeps moments for. Under ZeRO-3 its groups are empty between two steps."""
+        if self._zero_stage == 0:
+            return list(self._parameters)
+        if self._zero_stage == 3:
+            return list(self._optimizer.fp32_partitioned_groups_flat)
+        return list(self._optimizer.single_partition_of_fp32_groups)
 
     def _adam(self) -> Any:
         return getattr(self._optimizer, "optimizer", self._optimizer)
