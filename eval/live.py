@@ -6,6 +6,7 @@ either model, and keeps no weights of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,22 +15,45 @@ from torch import Tensor, nn
 from models.vlm import VLM
 
 
-class LiveModel(nn.Module):
-    """Gives a `VLM` the `forward` (with a cache) and `generate` of `LlavaForConditionalGeneration`."""
+class InterruptedAnswerError(Exception):
+    """The one who waits for an answer no longer wants it."""
 
-    def __init__(self, vlm: VLM) -> None:
+
+class LiveModel(nn.Module):
+    """Gives a `VLM` the `forward` (with a cache) and `generate` of `LlavaForConditionalGeneration`.
+
+    Args:
+        generation_config: whose end tokens count; by default the language model's own.
+        autocast: compute in bf16 over fp32 weights, as training with `precision: bf16` does.
+        should_stop: asked before every forward, so once a token; a yes raises `InterruptedAnswerError`.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        *,
+        generation_config: Any = None,
+        autocast: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__()
         self.vlm = vlm
         self.config = vlm.language.config
-        self.generation_config = vlm.language.generation_config
+        self.generation_config = generation_config or vlm.language.generation_config
+        self.should_stop = should_stop
+        self._autocast = autocast
 
     def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None, **options: Any) -> Any:
         """The language model's output; `pixel_values` [N, C, S, S] are the rows' pictures in order."""
-        return self.vlm.language(inputs_embeds=self._embed(input_ids, pixel_values), **options)
+        if self.should_stop():
+            raise InterruptedAnswerError
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._autocast):
+            return self.vlm.language(inputs_embeds=self._embed(input_ids, pixel_values), **options)
 
     def generate(self, input_ids: Tensor, pixel_values: Tensor | None = None, **options: Any) -> Tensor:
         """Prompt and new token ids [B, L + new]."""
-        new_ids = self.vlm.language.generate(inputs_embeds=self._embed(input_ids, pixel_values), **options)
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._autocast):
+            new_ids = self.vlm.language.generate(inputs_embeds=self._embed(input_ids, pixel_values), **options)
         return torch.cat([input_ids, new_ids], dim=1)
 
     def _embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:

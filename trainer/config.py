@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from data_pipeline.config import DataConfig
+from eval.tasks.config import TaskConfig
 from models.spec import Config
 
 
@@ -151,19 +152,33 @@ class CheckpointConfig(Config):
 
 
 class EarlyStopping(Config):
-    """Stop when the validation loss has not fallen for `patience` validations."""
+    """Stop when `validation.metric` has not been better than its best for `patience` validations in a row."""
 
     patience: PositiveInt
 
 
 class Validation(Config):
-    """Held-out data to take the loss of, every `every_steps` steps; `generate` pictures are captioned to look at."""
+    """What is measured during training, every `every_steps` optimizer steps and at the end.
+
+    The loss is taken on `num_samples` held-out samples, the same and in the same order each time; `generate` pictures
+    of them are answered to look at; `tasks` are benchmarks as `eval.run` has them (caption metrics, VQA accuracy).
+    """
 
     data: DataConfig
     every_steps: PositiveInt
     num_samples: PositiveInt = 500
-    generate: int = 0
+    generate: int = Field(default=0, ge=0)
+    max_new_tokens: PositiveInt = 64
+    """Of an answer to look at; a task has its own."""
+    tasks: tuple[TaskConfig, ...] = ()
+    metric: str = "validation/loss"
+    """By which checkpoints are compared: `validation/loss`, `validation/token_accuracy`, `validation/TASK/METRIC`."""
     early_stopping: EarlyStopping | None = None
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Losses should fall; every other metric should rise."""
+        return self.metric.endswith(("/loss", "/loss_shuffled"))
 
 
 class WandbConfig(Config):

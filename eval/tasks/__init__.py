@@ -1,23 +1,27 @@
-"""One file per benchmark, and the table that maps a configuration value to its task."""
+"""One file per benchmark, and the table that maps a configuration value to its task.
+
+A recipe names tasks, so importing this loads no scorer: a task's file is imported when it is made.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from eval.tasks.caption import CaptionTask
 from eval.tasks.config import CaptionConfig, ImageGainConfig, TaskConfig, VqaConfig
-from eval.tasks.image_gain import ImageGainTask
-from eval.tasks.result import Task
-from eval.tasks.vqa import VqaTask
 
-TASKS: dict[type, Callable[[Any], Task]] = {
-    VqaConfig: VqaTask,
-    CaptionConfig: CaptionTask,
-    ImageGainConfig: ImageGainTask,
+if TYPE_CHECKING:
+    from eval.tasks.result import Task
+
+TASKS: dict[type, tuple[str, str]] = {
+    VqaConfig: ("eval.tasks.vqa", "VqaTask"),
+    CaptionConfig: ("eval.tasks.caption", "CaptionTask"),
+    ImageGainConfig: ("eval.tasks.image_gain", "ImageGainTask"),
 }
 
 
 def make_task(config: TaskConfig) -> Task:
     """Read and check a task's files; raises InputError where one is missing or wrong."""
-    return TASKS[type(config)](config)
+    module, name = TASKS[type(config)]
+    task: Task = getattr(import_module(module), name)(config)
+    return task

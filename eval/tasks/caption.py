@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eval.bootstrap import mean_interval
-from eval.caption_metrics import CaptionScores, score
+from eval.caption_metrics import METRICS, CaptionScores, score
 from eval.pictures import find_pictures, shuffle_pictures
 from eval.splits import read_captions
 from eval.tasks.config import CaptionConfig
@@ -19,6 +19,8 @@ from eval.tasks.result import Answerer, TaskResult, answer_all, decoding_facts
 class CaptionTask:
     """Reads and checks the split at once; raises InputError where a file or a picture is missing."""
 
+    metric_names = METRICS
+
     def __init__(self, config: CaptionConfig) -> None:
         self.config = config
         self.name = config.name or ("caption_shuffled" if config.shuffle_pictures else "caption")
@@ -27,20 +29,32 @@ class CaptionTask:
         self._pictures = find_pictures(config.images, [(each.image_id, each.file_name) for each in self._samples])
         self._shown = shuffle_pictures(self._pictures, config.seed) if config.shuffle_pictures else self._pictures
 
+    @property
+    def num_samples(self) -> int:
+        """How many pictures are captioned."""
+        return len(self._samples)
+
     def run(self, predictor: Answerer, batch_size: int) -> TaskResult:
         """Caption every picture once, greedily. Scores are on coco-caption's scale.
 
         Intervals are of the metrics that are means over images; CIDEr's document frequencies stay as they are.
         """
-        config = self.config
-        answers = answer_all(
+        return self.score(self.ask(predictor, batch_size, range(self.num_samples)))
+
+    def ask(self, predictor: Answerer, batch_size: int, places: range, *, progress: bool = True) -> list[str]:
+        """The captions of some of the pictures."""
+        return answer_all(
             predictor,
-            self._shown,
-            [config.prompt] * len(self._samples),
-            max_new_tokens=config.max_new_tokens,
+            [self._shown[place] for place in places],
+            [self.config.prompt] * len(places),
+            max_new_tokens=self.config.max_new_tokens,
             batch_size=batch_size,
-            label=self.name,
+            label=self.name if progress else None,
         )
+
+    def score(self, answers: Sequence[str]) -> TaskResult:
+        """The scores of a caption of every picture."""
+        config = self.config
         keys = [str(each.image_id) for each in self._samples]
         references = {key: each.captions for key, each in zip(keys, self._samples, strict=True)}
         scores = score(references, dict(zip(keys, answers, strict=True)), with_meteor=config.meteor)

@@ -8,6 +8,7 @@ Owns: that measure on held-out captions or answers. It needs no decoding, so it 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from eval.pictures import find_pictures, shuffle_pictures
 from eval.splits import read_captions, read_questions
 from eval.tasks.config import CaptionData, ImageGainConfig, QuestionData
 from eval.tasks.result import Answerer, TaskResult, loss_all
+
+_Losses = tuple[tuple[float, int], tuple[float, int]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def _from_questions(data: QuestionData, limit: int | None) -> _Answered:
 class ImageGainTask:
     """Reads and checks the split at once; raises InputError where a file or a picture is missing."""
 
+    metric_names = ("image_gain", "loss", "loss_shuffled")
+
     def __init__(self, config: ImageGainConfig) -> None:
         self.config = config
         self.name = config.name or "image_gain"
@@ -63,15 +68,30 @@ class ImageGainTask:
         )
         self._shown = shuffle_pictures(self._data.pictures, config.seed)
 
+    @property
+    def num_samples(self) -> int:
+        """How many answers' losses are taken, each twice."""
+        return len(self._data.answers)
+
     def run(self, predictor: Answerer, batch_size: int) -> TaskResult:
         """Measure each answer's loss twice. Losses are nats per token over all tokens; pictures are resampled whole."""
-        data, size = self._data, batch_size
-        right = loss_all(
-            predictor, data.pictures, data.prompts, data.answers, batch_size=size, label=f"{self.name}: right pictures"
-        )
-        shuffled = loss_all(
-            predictor, self._shown, data.prompts, data.answers, batch_size=size, label=f"{self.name}: exchanged"
-        )
+        return self.score(self.ask(predictor, batch_size, range(self.num_samples)))
+
+    def ask(self, predictor: Answerer, batch_size: int, places: range, *, progress: bool = True) -> list[_Losses]:
+        """Of some answers: (summed loss, number of tokens) with the right picture and with the exchanged one."""
+        prompts = [self._data.prompts[place] for place in places]
+        answers = [self._data.answers[place] for place in places]
+        losses = []
+        for pictures, label in ((self._data.pictures, "right pictures"), (self._shown, "exchanged")):
+            shown = [pictures[place] for place in places]
+            name = f"{self.name}: {label}" if progress else None
+            losses.append(loss_all(predictor, shown, prompts, answers, batch_size=batch_size, label=name))
+        return list(zip(*losses, strict=True))
+
+    def score(self, answers: Sequence[_Losses]) -> TaskResult:
+        """The gain, from both losses of every answer."""
+        data = self._data
+        right, shuffled = [losses for losses, _ in answers], [losses for _, losses in answers]
         gains: dict[Path, float] = {}
         tokens: dict[Path, int] = {}
         for picture, (right_loss, num_tokens), (other_loss, _) in zip(data.pictures, right, shuffled, strict=True):

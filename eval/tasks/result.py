@@ -73,13 +73,25 @@ class Task(Protocol):
     """A benchmark whose files are read and checked; `run` needs only a model."""
 
     name: str
+    metric_names: tuple[str, ...]
+    """What its result's `metrics` holds."""
 
     @property
     def config(self) -> Config:
         """What it was made from."""
 
+    @property
+    def num_samples(self) -> int:
+        """How many samples it asks about."""
+
+    def ask(self, predictor: Answerer, batch_size: int, places: range, *, progress: bool = True) -> list[Any]:
+        """What the model says to some of the samples, one small picklable value each: a rank's share of the work."""
+
+    def score(self, answers: Sequence[Any]) -> TaskResult:
+        """The measurement, from what `ask` gave for all samples in their order; needs no model."""
+
     def run(self, predictor: Answerer, batch_size: int) -> TaskResult:
-        """Measure `predictor`; shows progress."""
+        """Ask about every sample, then score; shows progress."""
 
 
 def greedy(max_new_tokens: int) -> Decoding:
@@ -101,9 +113,9 @@ def answer_all(
     *,
     max_new_tokens: int,
     batch_size: int,
-    label: str,
+    label: str | None,
 ) -> list[str]:
-    """Greedy answers, one to each (picture, prompt)."""
+    """Greedy answers, one to each (picture, prompt). Progress is shown under `label`; None shows none."""
     decoding = greedy(max_new_tokens)
     answers: list[str] = []
     for batch in _batches(len(prompts), batch_size, label):
@@ -118,7 +130,7 @@ def loss_all(
     answers: Sequence[str],
     *,
     batch_size: int,
-    label: str,
+    label: str | None,
 ) -> list[tuple[float, int]]:
     """Summed loss in nats and number of tokens of each answer, given its picture and prompt."""
     losses: list[tuple[float, int]] = []
@@ -127,10 +139,10 @@ def loss_all(
     return losses
 
 
-def _batches(num_samples: int, batch_size: int, label: str) -> Iterator[slice]:
+def _batches(num_samples: int, batch_size: int, label: str | None) -> Iterator[slice]:
     from tqdm import tqdm
 
-    with tqdm(total=num_samples, desc=label, unit="sample") as bar:
+    with tqdm(total=num_samples, desc=label, unit="sample", disable=label is None) as bar:
         for start in range(0, num_samples, batch_size):
             batch = slice(start, min(start + batch_size, num_samples))
             yield batch

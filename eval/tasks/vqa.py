@@ -19,6 +19,8 @@ from eval.tasks.result import Answerer, TaskResult, answer_all, decoding_facts
 class VqaTask:
     """Reads and checks the split at once; raises InputError where a file, an annotation or a picture is missing."""
 
+    metric_names = ("vqa_accuracy",)
+
     def __init__(self, config: VqaConfig) -> None:
         self.config = config
         self.name = config.name or ("vqa_shuffled" if config.shuffle_pictures else "vqa")
@@ -27,18 +29,29 @@ class VqaTask:
         self._pictures = find_pictures(config.images, [(each.image_id, each.file_name) for each in self._samples])
         self._shown = shuffle_pictures(self._pictures, config.seed) if config.shuffle_pictures else self._pictures
 
+    @property
+    def num_samples(self) -> int:
+        """How many questions are asked."""
+        return len(self._samples)
+
     def run(self, predictor: Answerer, batch_size: int) -> TaskResult:
         """Ask every question once, greedily. Accuracies are in per cent."""
-        config = self.config
-        prompts = [each.question + config.prompt_suffix for each in self._samples]
-        answers = answer_all(
+        return self.score(self.ask(predictor, batch_size, range(self.num_samples)))
+
+    def ask(self, predictor: Answerer, batch_size: int, places: range, *, progress: bool = True) -> list[str]:
+        """The answers to some of the questions."""
+        return answer_all(
             predictor,
-            self._shown,
-            prompts,
-            max_new_tokens=config.max_new_tokens,
+            [self._shown[place] for place in places],
+            [self._samples[place].question + self.config.prompt_suffix for place in places],
+            max_new_tokens=self.config.max_new_tokens,
             batch_size=batch_size,
-            label=self.name,
+            label=self.name if progress else None,
         )
+
+    def score(self, answers: Sequence[str]) -> TaskResult:
+        """The accuracy of an answer to every question."""
+        config = self.config
         keys = [str(each.question_id) for each in self._samples]
         items = {key: each.item for key, each in zip(keys, self._samples, strict=True)}
         score = vqa.score(items, dict(zip(keys, answers, strict=True)), config.normalisation)
