@@ -1,19 +1,28 @@
 """Rows -> the tensors of one micro-batch.
 
-Owns shifting, positions, segments and padding. Legend: B rows, L tokens of the longest row, T tiles of all rows in
-order, S the tile's side in pixels, C = 3 channels, P pictures of all rows in order.
+Owns shifting, positions, segments and padding, and where everything stands: what a model would otherwise look for on
+the device, in every layer, is counted here, once.
+
+B rows, L tokens of the longest row, N tokens of all rows without padding, G segments (samples) of all rows, I image
+tokens, K targets, T tiles of all rows in order, S the tile's side in pixels, C = 3 channels, P pictures of all rows in
+order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_pipeline.sample import Row
 from models.spec import IGNORE_INDEX, TextSpec
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,22 @@ class Batch:
     """uint8, in the order of their image tokens."""
     picture_sizes_P2: torch.Tensor
     """int64, (height, width) of each picture before it was fitted; under AnyRes they say which tiles are whose."""
+    real_N: torch.Tensor
+    """int64, where in the B x L positions the tokens are; never empty: a batch of padding alone keeps its first one."""
+    segment_starts_G1: torch.Tensor
+    """int32, where each segment begins among the N tokens, and N."""
+    segment_lengths: tuple[int, ...]
+    """The same on the host; their largest is what attention wants to know."""
+    image_I: torch.Tensor
+    """int64, where among the N tokens the image tokens are."""
+    supervised_K: torch.Tensor
+    """int64, where among the N tokens the targets are."""
+    target_rows_K: torch.Tensor
+    """int64, the row of each target."""
+    tile_rows_T: torch.Tensor
+    """int64, the row of each tile."""
+    picture_rows_P: torch.Tensor
+    """int64, the row of each picture."""
     keys: tuple[tuple[str, ...], ...]
     """Per row, per sample."""
     shards: tuple[tuple[str, ...], ...]
@@ -44,12 +69,51 @@ class Batch:
         """The same batch on another device."""
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in TENSORS})
 
+    def keep_rows(self, keep_B: Sequence[bool]) -> Batch:
+        """The same batch with every other row emptied, as a slot's is that ran out: nothing of its samples is computed.
+
+        So whatever made such a row's loss NaN can reach no gradient. Waits for the device; meant for the rare bad row.
+        """
+        keep = torch.tensor(keep_B, dtype=torch.bool, device=self.input_ids_BL.device)
+        kept_N = keep[self.real_N // self.input_ids_BL.shape[1]]
+        place_N, real_N = kept_N.cumsum(0) - 1, self.real_N[kept_N]
+        kept_segments = kept_N[self.segment_starts_G1[:-1]].tolist()
+        lengths = [length for length, kept in zip(self.segment_lengths, kept_segments, strict=True) if kept]
+        if not lengths:
+            real_N, lengths = self.real_N.new_zeros(1), [1]
+        keeps_target_K, dropped_B1 = kept_N[self.supervised_K], ~keep[:, None]
+        keeps_tile_T, keeps_picture_P = keep[self.tile_rows_T], keep[self.picture_rows_P]
+        segments_BL = self.segment_ids_BL.masked_fill(dropped_B1, 0)
+        keys = tuple(names if kept else () for names, kept in zip(self.keys, keep_B, strict=True))
+        return replace(
+            self,
+            input_ids_BL=self.input_ids_BL.masked_fill(dropped_B1, 0),
+            targets_BL=self.targets_BL.masked_fill(dropped_B1, IGNORE_INDEX),
+            position_ids_BL=self.position_ids_BL.masked_fill(dropped_B1, 0),
+            segment_ids_BL=segments_BL,
+            tiles_TSSC=self.tiles_TSSC[keeps_tile_T],
+            picture_sizes_P2=self.picture_sizes_P2[keeps_picture_P],
+            real_N=real_N,
+            segment_starts_G1=_starts(lengths).to(keep.device),
+            segment_lengths=tuple(lengths),
+            image_I=place_N[self.image_I[kept_N[self.image_I]]],
+            supervised_K=place_N[self.supervised_K[keeps_target_K]],
+            target_rows_K=self.target_rows_K[keeps_target_K],
+            tile_rows_T=self.tile_rows_T[keeps_tile_T],
+            picture_rows_P=self.picture_rows_P[keeps_picture_P],
+            keys=keys,
+            shards=tuple(names if kept else () for names, kept in zip(self.shards, keep_B, strict=True)),
+            num_targets=int(keeps_target_K.sum()),
+            num_tokens=int((segments_BL != 0).sum()),
+            num_samples=sum(len(names) for names in keys),
+        )
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which copies to a GPU run beside the computation."""
         return replace(self, **{name: getattr(self, name).pin_memory() for name in TENSORS})
 
 
-TENSORS = ("input_ids_BL", "targets_BL", "position_ids_BL", "segment_ids_BL", "tiles_TSSC", "picture_sizes_P2")
+TENSORS = tuple(field.name for field in fields(Batch) if field.type == "torch.Tensor")
 
 
 def collate(rows: Sequence[Row], text: TextSpec) -> Batch:
@@ -75,12 +139,40 @@ def collate(rows: Sequence[Row], text: TextSpec) -> Batch:
         segment_ids_BL=torch.from_numpy(segments),
         tiles_TSSC=_tiles(rows),
         picture_sizes_P2=_picture_sizes(rows),
+        tile_rows_T=_rows_of([sum(len(sample.tiles) for sample in row) for row in rows]),
+        picture_rows_P=_rows_of([sum(len(sample.picture_sizes) for sample in row) for row in rows]),
         keys=tuple(tuple(sample.key for sample in row) for row in rows),
         shards=tuple(tuple(sample.shard for sample in row) for row in rows),
         num_targets=int(np.count_nonzero(targets != IGNORE_INDEX)),
         num_tokens=int(np.count_nonzero(segments)),
         num_samples=sum(len(row) for row in rows),
+        **_layout(segments, positions, targets, (ids == text.image_token_id) & (segments != 0)),
     )
+
+
+def _layout(segments: Ints, positions: Ints, targets: Ints, is_image: NDArray[np.bool_]) -> dict[str, Any]:
+    """Where tokens, segments, image tokens and targets stand: the fields of a Batch that say so, of arrays [B, L]."""
+    real = np.flatnonzero(segments)
+    if not len(real):
+        real = np.zeros(1, dtype=np.int64)
+    lengths = np.diff(np.flatnonzero(positions.ravel()[real] == 0), append=len(real)).tolist()
+    supervised = np.flatnonzero(targets != IGNORE_INDEX)
+    return {
+        "real_N": torch.from_numpy(real),
+        "segment_starts_G1": _starts(lengths),
+        "segment_lengths": tuple(lengths),
+        "image_I": torch.from_numpy(np.flatnonzero(is_image.ravel()[real])),
+        "supervised_K": torch.from_numpy(np.searchsorted(real, supervised)),
+        "target_rows_K": torch.from_numpy(supervised // segments.shape[1]),
+    }
+
+
+def _starts(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+
+
+def _rows_of(counts: Sequence[int]) -> torch.Tensor:
+    return torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
 
 
 def _tiles(rows: Sequence[Row]) -> torch.Tensor:

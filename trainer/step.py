@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -19,7 +21,13 @@ class TrainStep(nn.Module):
         self.objective = objective
         self.precision = precision
 
-    def forward(self, batch: Batch) -> LossSum:
-        """The sums of one micro-batch, on the batch's device."""
+    def forward(self, batch: Batch, keep_B: Sequence[bool] | None = None) -> LossSum:
+        """The sums of one micro-batch, on the batch's device.
+
+        With `keep_B` the other rows count as empty: none of their samples is computed, so nothing of them that is not
+        finite can reach a gradient. Under ZeRO-3 every rank must call this as often as the others.
+        """
+        if keep_B is not None:
+            batch = batch.keep_rows(keep_B)
         with torch.autocast(batch.input_ids_BL.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.objective(self.vlm, batch)
