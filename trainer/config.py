@@ -145,10 +145,37 @@ Objective = Annotated[NextToken | MultiToken | ImageText, Field(discriminator="k
 
 
 class CheckpointConfig(Config):
-    """A checkpoint every `every_steps` optimizer steps and one at the end; the newest `keep` stay."""
+    """A checkpoint every `every_steps` optimizer steps and one at the end; the newest `keep` stay, and the best one.
+
+    The best is told by `validation.metric`; `finish_with` says which one the next stage and the merge start from.
+    """
 
     every_steps: PositiveInt = 500
     keep: PositiveInt = 2
+    finish_with: Literal["last", "best"] = "last"
+
+
+class SpikeGuard(Config):
+    """When a loss counts as a spike, and how often a run may go back for one.
+
+    A spike lies more than `deviations` robust deviations (1.4826 x the median absolute deviation) and more than `rise`
+    nats above the median of the last `window` losses, of which there must be at least half a window.
+    """
+
+    window: int = Field(default=64, ge=8)
+    deviations: PositiveFloat = 12.0
+    rise: PositiveFloat = 1.0
+    max_rollbacks: int = Field(default=3, ge=0)
+
+
+class GuardConfig(Config):
+    """What a run does about numbers that are not finite, losses that leap, and ranks that stop answering."""
+
+    max_skips: PositiveInt = 5
+    """So many steps without an update in a row count as a spike."""
+    spike: SpikeGuard = SpikeGuard()
+    rank_timeout_s: PositiveFloat = 900.0
+    """A rank that has not moved for so long ends the run; it must cover the slowest step, save and start."""
 
 
 class EarlyStopping(Config):
@@ -211,6 +238,7 @@ class StageConfig(Config):
     optimizer: AdamW = AdamW()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     validation: Validation | None = None
 
     @model_validator(mode="after")
@@ -218,4 +246,6 @@ class StageConfig(Config):
         parts = (self.tune.vision, self.tune.projector, self.tune.language)
         if all(isinstance(part, Frozen) for part in parts):
             raise ValueError("tune: every part is frozen, so nothing would be learnt")
+        if self.checkpoint.finish_with == "best" and self.validation is None:
+            raise ValueError("checkpoint.finish_with is best, which a validation must tell: add one, or take last")
         return self
