@@ -24,7 +24,7 @@ from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.sample import BadSample, Draw, Encoded, Row
 from models.errors import InputError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 MIN_DRAWS_TO_JUDGE = 200
 """The share of bad samples is judged against at least so many draws, so that an unlucky start stops nothing."""
 
@@ -94,6 +94,7 @@ class RowStream:
             self._ahead *= 4  # several samples a row
         if isinstance(packing, GroupPacking) and num_workers:
             self._ahead = max(self._ahead, packing.lookahead)  # the next group is ready when this one has left
+        self._excluded: set[tuple[str, str]] = set()
         self._slots: dict[int, _Slot] = {}
         for slot in slots:
             length = plan.slot_length(slot)
@@ -137,6 +138,10 @@ class RowStream:
         """Samples in one epoch of the whole global batch, all ranks' slots together."""
         return sum(self._plan.slot_length(slot) for slot in range(self.num_slots))
 
+    def exclude(self, samples: Iterable[tuple[str, str]]) -> None:
+        """Pass over these (shard, key) from the next draw on, as if they were broken: told alike on every rank."""
+        self._excluded.update(samples)
+
     def close(self) -> None:
         """End the workers."""
         self._fetcher.close()
@@ -150,6 +155,7 @@ class RowStream:
             "fingerprint": self.fingerprint,
             "seed": self.seed,
             "num_slots": self.num_slots,
+            "excluded": sorted(self._excluded),
             "slots": {str(number): _slot_state(slot) for number, slot in self._slots.items()},
         }
 
@@ -161,6 +167,7 @@ class RowStream:
         """
         check_state(state, self.fingerprint, self.seed, self.num_slots)
         self._fetcher.forget()
+        self._excluded = {(shard, key) for shard, key in state["excluded"]}
         for number, slot in self._slots.items():
             if str(number) not in state["slots"]:
                 raise InputError(f"the stream's state lacks slot {number}: merge the states of all ranks first")
@@ -194,6 +201,9 @@ class RowStream:
             sample = self._fetcher.result(Draw(number, slot.next))
             slot.next += 1
             self._prefetch(number)
+            if isinstance(sample, Encoded) and (sample.shard, sample.key) in self._excluded:
+                reason = "in quarantine since a step in which its numbers were not finite"
+                sample = BadSample(sample.draw, sample.shard, sample.key, reason)
             if isinstance(sample, Encoded):
                 slot.num_in_vain = 0
                 return sample

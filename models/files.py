@@ -23,12 +23,45 @@ def sync(path: Path) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write indented JSON under a temporary name beside `file`, then rename."""
+    """Write indented JSON under a temporary name beside `file`, then rename; it is on the disk on return."""
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     sync(temporary)
     temporary.rename(file)
     sync(file.parent)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write under a temporary name beside `file`, then rename: whole for any reader, but not forced to the disk."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(file)
+
+
+def append_line(file: Path, value: Any) -> None:
+    """Append one line of JSON and push it to the disk; a line that was broken off before it stays apart."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab+") as stream:
+        if stream.tell() > 0:
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+        stream.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_lines(file: Path) -> list[Any]:
+    """The values of a file of JSON lines; lines that were broken off in writing are left out."""
+    if not file.is_file():
+        return []
+    values = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return values
 
 
 @contextmanager
