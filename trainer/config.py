@@ -222,6 +222,10 @@ class TrackingConfig(Config):
     log_every_steps: PositiveInt = 10
     wandb: WandbConfig | None = None
     tensorboard: bool = False
+    histograms_every_steps: PositiveInt | None = None
+    """Histograms of weights and gradients, layer by layer, to RUN/STAGE/insight/histograms.jsonl and beyond."""
+    token_table_every_steps: PositiveInt | None = None
+    """A page of predicted against true tokens, RUN/STAGE/insight/tokens_step_NNNNNN.html."""
 
 
 class StageConfig(Config):
