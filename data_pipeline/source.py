@@ -8,6 +8,7 @@ Owns the expansion of braces. `data_pipeline.index` reads; `data_pipeline.remote
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from data_pipeline.remote import RemoteSet, default_cache, is_remote
 from models.errors import InputError
 
 _MAX_TARS = 1_000_000
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
 def open_index(source: SourceConfig) -> ShardIndex:
@@ -44,11 +46,13 @@ def split_path(path: str) -> tuple[str, tuple[str, ...] | None]:
         return path, None
     from braceexpand import braceexpand
 
+    ranges = [abs(int(last) - int(first)) for first, last in _RANGE.findall(path)]
     try:
-        paths = list(islice(braceexpand(path), _MAX_TARS + 1))
+        # a range is expanded as a whole, so one that is too long must not be begun
+        paths = list(islice(braceexpand(path), _MAX_TARS + 1)) if max(ranges, default=0) < _MAX_TARS else []
     except ValueError as error:
         raise InputError(f"{path}: its braces cannot be expanded ({error})") from None
-    if len(paths) > _MAX_TARS:
+    if not 0 < len(paths) <= _MAX_TARS:
         raise InputError(f"{path} names more than {_MAX_TARS} tars")
     parts = [each.rpartition("/") for each in paths]
     folders = sorted({folder or "." for folder, _, _ in parts})
