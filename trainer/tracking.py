@@ -1,83 +1,95 @@
-"""Where a run's numbers go: a JSONL file always, wandb and TensorBoard on request, and one line for the person.
+"""Where a run's numbers go: JSONL files always, wandb and TensorBoard on request, and one line for the person.
 
-The JSONL file is the truth. On resume it is cut back to the checkpoint's step, so that no step stands in it twice.
+    RUN/STAGE/metrics.jsonl              one line a logged step
+    RUN/STAGE/validation.jsonl           one line a validation
+    RUN/STAGE/insight/histograms.jsonl   on request
+
+The JSONL files are the truth. On resume they are cut back to the checkpoint's step, so that no step stands in one
+twice. What the other sinks must be told for that is `trainer.sinks`'s.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
+import os
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
+from trainer.answers_page import Answered
 from trainer.config import TrackingConfig
+from trainer.sinks import Histogram, Metrics, Sink, TensorboardSink, WandbSink
 
-Metrics = dict[str, float]
+if TYPE_CHECKING:
+    import torch
+
+    from data_pipeline.batch import Batch
+
+__all__ = ["Metrics", "ProgressLine", "Tracker", "cut_back", "memory_metrics", "num_positions"]
 
 
 class Tracker:
-    """The first rank's log of one stage. `log` is called after each step that is to be logged, never twice for one."""
+    """The first rank's log of one stage. Each method is called once for a step at most; steps rise."""
 
     def __init__(
         self, directory: Path, config: TrackingConfig, *, title: str, recipe: dict[str, Any], resumed_at: int
     ) -> None:
-        self._file = directory / "metrics.jsonl"
-        cut_back(self._file, resumed_at)
-        self._stream = self._file.open("a", encoding="utf-8")
-        self._sinks: list[Callable[[int, Metrics], None]] = []
-        self._closers: list[Callable[[], None]] = [self._stream.close]
+        self._directory, self._resumed_at = directory, resumed_at
+        self._streams: dict[str, IO[str]] = {}
+        for name in ("metrics.jsonl", "validation.jsonl", "insight/histograms.jsonl"):
+            cut_back(directory / name, resumed_at)
+        self._sinks: list[Sink] = []
         if config.wandb is not None:
-            self._open_wandb(directory, config, title, recipe)
+            self._sinks.append(WandbSink(directory, config.wandb, title, recipe))
         if config.tensorboard:
-            self._open_tensorboard(directory)
-
-    def _open_wandb(self, directory: Path, config: TrackingConfig, title: str, recipe: dict[str, Any]) -> None:
-        import wandb
-
-        assert config.wandb is not None
-        run = wandb.init(
-            project=config.wandb.project,
-            entity=config.wandb.entity,
-            mode=config.wandb.mode,
-            dir=str(directory),
-            name=title,
-            id=_run_id(directory),
-            resume="allow",
-            config=recipe,
-        )
-        self._sinks.append(lambda step, metrics: run.log(metrics, step=step))
-        self._closers.append(run.finish)
-
-    def _open_tensorboard(self, directory: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(directory / "tensorboard"))
-
-        def add(step: int, metrics: Metrics) -> None:
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, step)
-
-        self._sinks.append(add)
-        self._closers.append(writer.close)
+            self._sinks.append(TensorboardSink(directory, resumed_at))
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """One line in the JSONL file, and the same numbers to the other sinks."""
-        self._stream.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._stream.flush()
+        """Numbers of training."""
+        self._write("metrics.jsonl", {"step": step, **metrics})
         for sink in self._sinks:
-            sink(step, metrics)
+            sink.log(step, metrics, "metrics")
+
+    def log_validation(self, step: int, metrics: Metrics, answers: Sequence[Answered] = ()) -> None:
+        """Numbers of a validation, and the pictures that were answered."""
+        self._write("validation.jsonl", {"step": step, **metrics})
+        for sink in self._sinks:
+            sink.log(step, metrics, "validation")
+            if answers:
+                sink.log_answers(step, answers)
+
+    def log_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Histograms by their names."""
+        values = {name: histogram.as_dict() for name, histogram in histograms.items()}
+        self._write("insight/histograms.jsonl", {"step": step, **values})
+        for sink in self._sinks:
+            sink.log_histograms(step, histograms)
+
+    def log_page(self, step: int, name: str, file: Path) -> None:
+        """A page that lies in the run's directory."""
+        for sink in self._sinks:
+            sink.log_page(step, name, file)
 
     def close(self) -> None:
-        """Flush and close every sink."""
-        for closer in self._closers:
-            closer()
+        """Flush and close everything."""
+        for stream in self._streams.values():
+            stream.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def _write(self, name: str, line: dict[str, Any]) -> None:
+        if name not in self._streams:
+            (self._directory / name).parent.mkdir(parents=True, exist_ok=True)
+            self._streams[name] = (self._directory / name).open("a", encoding="utf-8")
+        self._streams[name].write(json.dumps(line) + "\n")
+        self._streams[name].flush()
 
 
 def cut_back(file: Path, step: int) -> None:
-    """Drop the lines of a metrics file beyond `step`, a half-written last line included."""
+    """Drop the lines of a JSONL file beyond `step`, a half-written last line included; complete or as it was."""
     if not file.is_file():
         return
     kept = []
@@ -87,15 +99,27 @@ def cut_back(file: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             break
-    file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    temporary.rename(file)
 
 
-def _run_id(directory: Path) -> str:
-    """One wandb id for all restarts of a stage."""
-    file = directory / "wandb_id"
-    if not file.is_file():
-        file.write_text(secrets.token_hex(4), encoding="utf-8")
-    return file.read_text(encoding="utf-8").strip()
+def num_positions(batches: Sequence[Batch]) -> int:
+    """Positions that micro-batches compute, padding included. Padding waste is 1 - tokens / positions."""
+    return sum(batch.input_ids_BL.numel() for batch in batches)
+
+
+def memory_metrics(device: torch.device) -> Metrics:
+    """This process's memory in GB (1e9 bytes): resident now, and on a GPU the peak since the last call."""
+    import torch
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    metrics = {"memory/rss_gb": pages * os.sysconf("SC_PAGE_SIZE") / 1e9}
+    if device.type == "cuda":
+        metrics["memory/gpu_peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        metrics["memory/gpu_reserved_gb"] = torch.cuda.memory_reserved(device) / 1e9
+        torch.cuda.reset_peak_memory_stats(device)
+    return metrics
 
 
 class ProgressLine:
@@ -116,7 +140,9 @@ class ProgressLine:
             f"  lr {metrics['learning_rate']:.2e}  {metrics['samples_per_s']:.1f} samples/s"
             f"  {metrics['tokens_per_s']:,.0f} tokens/s  left {self._left(done)}"
         )
-        print(f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)
+        if self._live:  # a line longer than the terminal would wrap, and could not be rewritten
+            text = f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}"
+        print(text, end="" if self._live else "\n", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """End the live line."""

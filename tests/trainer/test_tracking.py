@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+from data_pipeline.batch import collate
+from tests.support.shards import text_spec, tiny_tokenizer
+from trainer.answers_page import Answered
 from trainer.config import TrackingConfig, WandbConfig
-from trainer.tracking import ProgressLine, Tracker, cut_back
+from trainer.held_out import Example
+from trainer.insight import layer_histograms
+from trainer.tracking import ProgressLine, Tracker, cut_back, memory_metrics, num_positions
 
 METRICS = {"loss": 1.5, "learning_rate": 1e-3, "samples_per_s": 10.0, "tokens_per_s": 1000.0}
 
@@ -40,22 +51,89 @@ def test_cutting_back_a_log_that_is_not_there_is_nothing(tmp_path: Path) -> None
     assert not any(tmp_path.iterdir())
 
 
+def leveldb_records(content: bytes) -> Iterator[bytes]:
+    """The records of a log in LevelDB's format behind a header of seven bytes, which is what wandb writes."""
+    place, record, block = 7, b"", 32768
+    while place + 7 < len(content):
+        if block - place % block < 7:
+            place += block - place % block
+        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
+        record += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield record
+            record = b""
+
+
+def wandb_steps(folder: Path) -> tuple[set[str], list[int]]:
+    """Run ids and the steps of every record in the offline files of all sessions, as `wandb sync` would send them."""
+    from wandb.proto import wandb_internal_pb2
+
+    ids, found = set(), []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        for data in leveldb_records(file.read_bytes()):
+            record = wandb_internal_pb2.Record.FromString(data)
+            if record.HasField("run"):
+                ids.add(record.run.run_id)
+            if record.HasField("history"):
+                found.append(record.history.step.num)
+    return ids, found
+
+
 @pytest.mark.slow
-def test_tensorboard_and_offline_wandb_get_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sink_shows_each_step_of_a_killed_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     config = TrackingConfig(tensorboard=True, wandb=WandbConfig(project="p", mode="offline"))
-    opened = tracker(tmp_path, 0, config)
-    opened.log(1, METRICS)
-    opened.log(2, METRICS)
-    opened.close()
+    answers = [Answered(Example("k", Image.new("RGB", (32, 20), "red"), "What?", "Red."), "A red <thing>.")]
+    histograms = layer_histograms([("projector.linear.weight", torch.linspace(-1, 1, 64))])
+    for resumed_at, steps_done in ((0, (1, 2, 3)), (1, (2, 3, 4))):
+        opened = tracker(tmp_path, resumed_at, config)
+        for step in steps_done:
+            opened.log(step, {"loss": step + 10.0 * resumed_at})
+        opened.log_validation(steps_done[1], {"validation/loss": 2.5}, answers)
+        opened.log_histograms(steps_done[1], histograms)
+        opened.close()
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    kept = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert kept == [{"step": 3, "validation/loss": 2.5}]
+    ids, logged = wandb_steps(tmp_path)
+    assert len(ids) == 1
+    assert sorted(logged) == [1, 2, 3, 4]
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss")] == [1, 2]
-    assert [event.value for event in events.Scalars("loss")] == [1.5, 1.5]
-    assert (tmp_path / "wandb_id").read_text()
-    assert list(tmp_path.rglob("*.wandb"))
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 12), (3, 13), (4, 14)]
+    assert [event.step for event in events.Images("validation/answers")] == [3]
+    assert [event.step for event in events.Histograms("projector.linear")] == [3]
+
+
+def test_memory_is_this_process_s() -> None:
+    before = memory_metrics(torch.device("cpu"))["memory/rss_gb"]
+    held = torch.ones(50_000_000, dtype=torch.uint8)
+    after = memory_metrics(torch.device("cpu"))["memory/rss_gb"]
+    assert 0.03 < after - before < 0.2, held.numel()
+
+
+def test_padding_is_counted(tmp_path: Path) -> None:
+    batch = collate([(), ()], text_spec(tiny_tokenizer()))
+    assert num_positions([batch, batch]) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo terminal")
+def test_on_a_terminal_one_line_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, follower = os.openpty()
+    monkeypatch.setenv("COLUMNS", "60")
+    with os.fdopen(follower, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        line = ProgressLine("toy/align")
+        line.show(10, 0.25, METRICS)
+        line.show(20, 0.5, METRICS)
+        shown = os.read(leader, 4096).decode()
+    os.close(leader)
+    assert "\n" not in shown
+    assert shown.count("\r\x1b[K") == 2
+    assert all(len(text) < 60 for text in shown.split("\r\x1b[K"))
 
 
 def test_the_progress_line_says_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
