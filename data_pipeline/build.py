@@ -47,13 +47,10 @@ def open_stream(
 
     Raises:
         InputError: a source without shards or index, weights for some sources only, lengths that do not fit, a
-            tokenizer that lacks a token.
+            tokenizer that lacks a token, choices about pictures that exclude each other.
     """
     _check_lengths(config, text)
-    if config.jpeg == "scaled" and isinstance(image.fit, AnyResImage):
-        raise InputError(
-            "data.jpeg is scaled, which would change the size that AnyRes chooses tiles by: set jpeg: exact"
-        )
+    _check_pictures(config, image)
     tokens = Tokens.of(tokenizer)
     if tokens.image_token_id != text.image_token_id:
         raise InputError(
@@ -70,6 +67,7 @@ def open_stream(
         max_length=config.max_length,
         scaled_jpeg=config.jpeg == "scaled",
         augmenter=Augmenter(config.augment, seed) if config.augment is not None else None,
+        fewer_tiles=config.too_long == "fewer_tiles",
     )
     return RowStream(
         encoder,
@@ -81,7 +79,7 @@ def open_stream(
         packing=config.packing,
         num_workers=config.num_workers,
         epochs=epochs,
-        limits=Limits(config.bad_share_limit, config.too_long, quarantine),
+        limits=Limits(config.bad_share_limit, config.too_long == "error", quarantine),
         read_ahead=ReadAhead(indexes, plan, num_slots // len(slots)),
     )
 
@@ -94,6 +92,16 @@ def _check_lengths(config: DataConfig, text: TextSpec) -> None:
             f"packing.row_tokens is {config.packing.row_tokens}, smaller than max_length {config.max_length}: a sample"
             " might fit no row"
         )
+
+
+def _check_pictures(config: DataConfig, image: ImageSpec) -> None:
+    is_anyres = isinstance(image.fit, AnyResImage)
+    if config.jpeg == "scaled" and is_anyres:
+        raise InputError(
+            "data.jpeg is scaled, which would change the size that AnyRes chooses tiles by: set jpeg: exact"
+        )
+    if config.too_long == "fewer_tiles" and not is_anyres:
+        raise InputError(f"data.too_long is fewer_tiles, but image fit {image.fit.kind} has one: set skip or error")
 
 
 def build_plan(config: DataConfig, indexes: Sequence[ShardIndex], seed: int, num_slots: int) -> Plan:

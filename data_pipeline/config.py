@@ -118,7 +118,9 @@ class DataConfig(Config):
     """`scaled` decodes JPEGs at 1/2, 1/4 or 1/8 where that leaves enough: faster, and not bit for bit what a bundle's
     processor makes."""
     augment: PictureAugment | None = None
-    too_long: Literal["error", "skip"] = "skip"
+    too_long: Literal["error", "skip", "fewer_tiles"] = "skip"
+    """What becomes of a sample longer than that. `fewer_tiles`, under AnyRes: its pictures get the largest canvases
+    that fit; where none does, it is skipped."""
     shuffle_window: Annotated[int, Field(gt=0)] = 4096
     num_workers: Annotated[int, Field(ge=0)] = 2
     bad_share_limit: Annotated[float, Field(ge=0, le=1)] = 0.05

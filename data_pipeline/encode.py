@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from data_pipeline.augment import Augmenter
 from data_pipeline.images import open_picture
@@ -18,7 +19,7 @@ from data_pipeline.mixture import Plan
 from data_pipeline.record import Record, read_record
 from data_pipeline.sample import BadSample, Draw, Encoded, TileArray, TokenArray
 from data_pipeline.templates import Template
-from data_pipeline.tiles import fit_tiles
+from data_pipeline.tiles import fit_tiles, shrink_to_budget
 from data_pipeline.tokens import Tokens
 from models.errors import InputError
 from models.spec import IGNORE_INDEX, ImageSpec, num_image_tokens
@@ -40,6 +41,7 @@ class Encoder:
         max_length: int,
         scaled_jpeg: bool = False,
         augmenter: Augmenter | None = None,
+        fewer_tiles: bool = False,
     ) -> None:
         self.indexes = tuple(indexes)
         self.plan = plan
@@ -48,6 +50,7 @@ class Encoder:
         self.image = image
         self.max_length = max_length
         self._augmenter = augmenter
+        self._fewer_tiles = fewer_tiles
         kept = augmenter.smallest_side_share if augmenter is not None else 1.0
         self._at_least = math.ceil(image.size / kept) if scaled_jpeg else None
 
@@ -57,13 +60,13 @@ class Encoder:
         index = self.indexes[source]
         shard, key = index.shard_of(sample), index.key_of(sample)
         try:
-            ids, labels, tiles, sizes = self.encode_record(read_record(index.read(sample)), draw)
+            ids, labels, tiles, sizes, num_shrunk = self.encode_record(read_record(index.read(sample)), draw)
         except InputError as error:
             return BadSample(draw, shard, key, str(error))
         if len(ids) > self.max_length:
             reason = f"{len(ids)} tokens, more than max_length {self.max_length}"
             return BadSample(draw, shard, key, reason, kind="too_long")
-        return Encoded(draw, shard, key, ids, labels, tiles, sizes)
+        return Encoded(draw, shard, key, ids, labels, tiles, sizes, num_shrunk)
 
     def name_of(self, draw: Draw) -> tuple[str, str]:
         """(shard, key) of a draw's sample, which is not read."""
@@ -72,8 +75,8 @@ class Encoder:
 
     def encode_record(
         self, record: Record, draw: Draw | None = None
-    ) -> tuple[TokenArray, TokenArray, TileArray, PictureSizes]:
-        """Ids [L], labels [L] and tiles [T, S, S, 3] of a record, and (height, width) of its pictures.
+    ) -> tuple[TokenArray, TokenArray, TileArray, PictureSizes, int]:
+        """Ids [L], labels [L], tiles [T, S, S, 3], (height, width) of each picture, and how many got fewer tiles.
 
         Args:
             draw: whose random numbers change the pictures, where the data are augmented; None leaves them as they are.
@@ -84,17 +87,22 @@ class Encoder:
         ids, labels = self.tokens.encode_segments(self.template.segments(record.turns))
         if not np.any(labels[1:] != IGNORE_INDEX):
             raise InputError("nothing in it is a target: the answers are empty")
-        tiles: list[TileArray] = [np.empty((0, self.image.size, self.image.size, 3), dtype=np.uint8)]
-        sizes: list[tuple[int, int]] = []
-        for place, payload in enumerate(record.pictures):
-            picture = open_picture(payload, at_least=self._at_least)
-            if self._augmenter is not None and draw is not None:
-                picture = self._augmenter(picture, draw, place)
-            sizes.append((picture.height, picture.width))
-            tiles.append(fit_tiles(picture, self.image))
-        costs = [num_image_tokens(self.image, width, height) for height, width in sizes]
+        pictures, num_shrunk = [self._open(payload, draw, place) for place, payload in enumerate(record.pictures)], 0
+        if self._fewer_tiles:
+            num_text = int(np.count_nonzero(ids != self.tokens.image_token_id))
+            pictures, num_shrunk = shrink_to_budget(pictures, self.image, self.max_length - num_text)
+        nothing = np.empty((0, self.image.size, self.image.size, 3), dtype=np.uint8)
+        tiles = np.concatenate([nothing, *(fit_tiles(picture, self.image) for picture in pictures)])
+        costs = [num_image_tokens(self.image, picture.width, picture.height) for picture in pictures]
         ids, labels = expand_images(ids, labels, self.tokens.image_token_id, costs)
-        return ids, labels, np.concatenate(tiles), tuple(sizes)
+        return ids, labels, tiles, tuple((picture.height, picture.width) for picture in pictures), num_shrunk
+
+    def _open(self, payload: bytes, draw: Draw | None, place: int) -> Image.Image:
+        """A picture of the sample, changed by the draw's random numbers where the data are augmented."""
+        picture = open_picture(payload, at_least=self._at_least)
+        if self._augmenter is None or draw is None:
+            return picture
+        return self._augmenter(picture, draw, place)
 
 
 def expand_images(

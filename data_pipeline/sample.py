@@ -41,6 +41,8 @@ class Encoded:
     tiles: TileArray  # [T, S, S, 3]
     picture_sizes: tuple[tuple[int, int], ...] = ()
     """(height, width) of each picture before it was fitted: under AnyRes they say which tiles are whose."""
+    num_shrunk: int = 0
+    """Pictures that got fewer tiles than they would have in a longer row."""
 
     @property
     def num_tokens(self) -> int:

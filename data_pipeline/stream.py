@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_pipeline.config import GroupPacking, PadPacking, RowPacking
 from data_pipeline.fetch import Encode, Fetcher
@@ -42,6 +42,7 @@ class _Slot:
     next: int = 0
     num_bad: int = 0
     num_too_long: int = 0
+    num_shrunk: int = 0
     num_in_vain: int = 0
     """Draws since the last usable sample."""
 
@@ -51,7 +52,7 @@ class Limits:
     """What a stream does about samples it cannot use."""
 
     bad_share: float = 0.05
-    too_long: Literal["error", "skip"] = "skip"
+    too_long_is_error: bool = False
     quarantine: Path | None = field(default=None)
     """A JSON Lines file; one line per sample that was passed over: slot, n, shard, key, kind, reason."""
 
@@ -129,6 +130,11 @@ class RowStream:
         return sum(slot.num_too_long for slot in self._slots.values())
 
     @property
+    def num_shrunk(self) -> int:
+        """Pictures of the local slots that got fewer tiles because their sample would have been too long."""
+        return sum(slot.num_shrunk for slot in self._slots.values())
+
+    @property
     def num_drawn(self) -> int:
         """Draws taken by the local slots so far, usable or not."""
         return sum(slot.next for slot in self._slots.values())
@@ -175,7 +181,9 @@ class RowStream:
 
     def _load_slot(self, number: int, slot: _Slot, saved: Mapping[str, Any]) -> None:
         slot.next = saved["next"]
-        slot.num_bad, slot.num_too_long = saved["num_bad"], saved["num_too_long"]
+        slot.num_bad, slot.num_too_long, slot.num_shrunk = (
+            saved[name] for name in ("num_bad", "num_too_long", "num_shrunk")
+        )
         slot.num_in_vain = 0
         slot.packer.open = []
         slot.packer.num_left = slot.next - slot.num_bad - slot.num_too_long - len(saved["open"])
@@ -206,6 +214,7 @@ class RowStream:
                 sample = BadSample(sample.draw, sample.shard, sample.key, reason)
             if isinstance(sample, Encoded):
                 slot.num_in_vain = 0
+                slot.num_shrunk += sample.num_shrunk
                 return sample
             self._pass_over(slot, sample)
             if slot.end is None and slot.num_in_vain >= max(self._plan.slot_length(number), MIN_DRAWS_IN_VAIN):
@@ -224,7 +233,7 @@ class RowStream:
         if self._limits.quarantine is not None:
             _append_line(self._limits.quarantine, sample)
         last = f"{sample.shard} {sample.key}: {sample.reason}"
-        if sample.kind == "too_long" and self._limits.too_long == "error":
+        if sample.kind == "too_long" and self._limits.too_long_is_error:
             raise InputError(f"{last}; raise max_length, or set too_long: skip")
         num_judged = max(self.num_drawn, MIN_DRAWS_TO_JUDGE)
         if self.num_bad > self._limits.bad_share * num_judged:
@@ -244,6 +253,7 @@ def _slot_state(slot: _Slot) -> dict[str, Any]:
         "open": [sample.draw.n for sample in slot.packer.open],
         "num_bad": slot.num_bad,
         "num_too_long": slot.num_too_long,
+        "num_shrunk": slot.num_shrunk,
     }
 
 

@@ -114,7 +114,7 @@ def _article(index: ShardIndex, encoder: Encoder, tokenizer: Any, place: int) ->
     name = f"{html.escape(index.key_of(place))} <small>{html.escape(index.shard_of(place))}</small>"
     try:
         record = read_record(index.read(place))
-        ids, labels, tiles, sizes = encoder.encode_record(record)
+        ids, labels, tiles, sizes, _ = encoder.encode_record(record)
     except InputError as error:
         return f'<article><div></div><div><h2>{name}</h2><p class="bad">{html.escape(str(error))}</p></div></article>'
     num_image = int(np.count_nonzero(ids == encoder.tokens.image_token_id))
