@@ -9,6 +9,7 @@ Owns the index's layout and reading samples by offset with their checksum. Does 
     SET/index/samples.npy           [N+1] first member, begin of the key in keys.npy          N samples, M members
     SET/index/members.npy           [M]   offset, size, crc32, extension's number, width, height
     SET/index/keys.npy              [..]  keys, UTF-8, end to end
+    SET/quarantine.jsonl            what was left out, if anything: shard, key, reason
 
 The arrays are memory-mapped: opening costs the same for a thousand samples as for ten million. A sample's rows are
 taken out as one slice, and its members are read with one call: that is what makes reading fast.
@@ -35,6 +36,7 @@ from models.errors import InputError
 INDEX_VERSION = 1
 INDEX_FOLDER = "index"
 META_FILE = f"{INDEX_FOLDER}/meta.json"
+QUARANTINE_FILE = "quarantine.jsonl"
 SAMPLE_FIELDS = [("first_member", "<u8"), ("key_start", "<u8")]
 MEMBER_FIELDS = [
     ("offset", "<u8"),
@@ -155,6 +157,12 @@ class ShardIndex:
             return {member.extension: self._checked(shard, member, *self._bytes(shard, member)) for member in members}
         block = self._pread(shard, start, length)
         return {member.extension: self._checked(shard, member, block, start) for member in members}
+
+    def left_out(self) -> list[dict[str, str]]:
+        """Shard, key and reason of what the index holds not, because it could not be used when the set was indexed."""
+        path = self.folder / QUARANTINE_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
 
     def shard_bytes(self, shard: str) -> int:
         """Size of a tar as it was indexed."""

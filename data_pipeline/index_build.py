@@ -1,6 +1,7 @@
 """Builds the index of a shard set in one pass over its tars, several tars at a time.
 
-Owns the grouping of members into samples and the set's fingerprint. `data_pipeline.index` owns the layout.
+Owns the grouping of members into samples, what is left out of a set because it cannot be used, and the set's
+fingerprint. `data_pipeline.index` owns the layout.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.images import PICTURE_EXTENSIONS, header_size
-from data_pipeline.index import ARRAYS, INDEX_FOLDER, INDEX_VERSION
+from data_pipeline.index import ARRAYS, INDEX_FOLDER, INDEX_VERSION, QUARANTINE_FILE
 from data_pipeline.tar import TarError, TarMember, read_members
 from models.errors import InputError
 
@@ -46,55 +47,99 @@ class ShardTable:
     num_members: list[int] = field(default_factory=list)
     members: list[tuple[int, int, int, str, int, int]] = field(default_factory=list)
     """(offset, size, crc32, extension, width, height)."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(key, reason) of each sample that cannot be used."""
+    breaks_off: bool = False
+    """Whether what follows the last sample cannot be read; the last of `left_out` says where and why."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """The members of one sample, as they come."""
+
+    key: str
+    problem: str = ""
+    members: list[tuple[int, int, int, str, int, int]] = field(default_factory=list)
 
 
 def scan_shard(path: Path) -> ShardTable:
     """Read one tar once: where its samples lie, their checksums, and the size of their pictures.
 
-    Raises:
-        TarError: damaged, compressed, or holding names or duplicates that no sample can have.
+    A sample with a name that leaves the archive, a key or a member that came before, or a link is left out and named.
+    So is, where the tar breaks off, the sample at the break, of which members may be lost.
     """
-    table = ShardTable(path.name, path.stat().st_size)
-    seen: set[str] = set()
-    descriptor = os.open(path, os.O_RDONLY)
+    table, group, seen = ShardTable(path.name, 0), _Group(""), set[str]()
     try:
-        for member in read_members(path):
-            _add_member(table, seen, path, member, descriptor)
-    finally:
-        os.close(descriptor)
+        table.num_bytes = path.stat().st_size
+        with path.open("rb", buffering=0) as stream:
+            for member in read_members(path):
+                key, extension = _split(member.name)
+                if not extension:
+                    continue
+                if key != group.key:
+                    _close_group(table, group)
+                    group = _Group(key, f"the key {key!r} comes twice in the tar" if key in seen else "")
+                    seen.add(key)
+                _add_member(group, extension, member, stream.fileno())
+        _close_group(table, group)
+        if not seen:
+            table.left_out.append(("", "the tar holds no samples (files named KEY.EXTENSION)"))
+    except (TarError, OSError) as error:
+        table.breaks_off = True
+        table.left_out.append((group.key, str(error).removeprefix(f"{path}: ")))
     return table
 
 
-def _add_member(table: ShardTable, seen: set[str], path: Path, member: TarMember, descriptor: int) -> None:
-    parts = member.name.split("/")
-    if member.name.startswith("/") or ".." in parts:
-        raise TarError(f"{path}: a member named {member.name!r}; names must stay inside the archive")
-    match = _NAME.match(member.name)
-    if match is None or parts[0] == "__MACOSX":
+def _split(name: str) -> tuple[str, str]:
+    """(key, extension) of a member; without an extension where it belongs to no sample."""
+    match = _NAME.match(name)
+    if match is None or name.startswith("__MACOSX/"):
+        return "", ""
+    return match[1], match[2].lower()
+
+
+def _add_member(group: _Group, extension: str, member: TarMember, descriptor: int) -> None:
+    group.problem = group.problem or member.problem or _problem(group, extension, member)
+    if group.problem:
         return
-    key, extension = match[1], match[2].lower()
-    if not table.keys or table.keys[-1] != key:
-        if key in seen:
-            raise TarError(f"{path}: the key {key!r} comes twice; keys must be unique and their members together")
-        seen.add(key)
-        table.keys.append(key)
-        table.num_members.append(0)
-    elif extension in (row[3] for row in table.members[len(table.members) - table.num_members[-1] :]):
-        raise TarError(f"{path}: {member.name!r} comes twice")
-    if member.size > _MAX_MEMBER_BYTES:
-        raise TarError(f"{path}: {member.name!r} has {member.size} bytes; at most {_MAX_MEMBER_BYTES} fit a sample")
     payload = os.pread(descriptor, member.size, member.offset)
     is_picture = extension.rsplit(".", 1)[-1] in PICTURE_EXTENSIONS
     width, height = header_size(io.BytesIO(payload)) if is_picture else (0, 0)
-    table.members.append((member.offset, member.size, zlib.crc32(payload), extension, width, height))
-    table.num_members[-1] += 1
+    group.members.append((member.offset, member.size, zlib.crc32(payload), extension, width, height))
 
 
-def build_index(folder: Path, *, jobs: int = 1, progress: bool = False) -> str:
+def _problem(group: _Group, extension: str, member: TarMember) -> str:
+    """Why a member cannot be part of its sample; empty where it can."""
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return f"a member named {member.name!r}; names must stay inside the archive"
+    if extension in (row[3] for row in group.members):
+        return f"{member.name!r} comes twice"
+    if member.size > _MAX_MEMBER_BYTES:
+        return f"{member.name!r} has {member.size} bytes; at most {_MAX_MEMBER_BYTES} fit a sample"
+    return ""
+
+
+def _close_group(table: ShardTable, group: _Group) -> None:
+    """Enter a sample that is whole, or name it."""
+    if group.problem:
+        table.left_out.append((group.key, group.problem))
+    elif group.members:
+        table.keys.append(group.key)
+        table.num_members.append(len(group.members))
+        table.members += group.members
+
+
+def build_index(folder: Path, *, jobs: int = 1, progress: bool = False, bad_share_limit: float = 0.05) -> str:
     """Index every `*.tar` of a directory and return the set's fingerprint. Replaces an older index at the end.
 
+    What cannot be used is left out and named in `quarantine.jsonl` beside the index (shard, key, reason), which is
+    there only where there is something to name.
+
+    Args:
+        bad_share_limit: tars that break off, or samples left out, beyond this share of all are an error.
+
     Raises:
-        InputError: no tars, no samples, or a tar that cannot be read to its end (named).
+        InputError: no tars, no samples, or more than that share cannot be used.
     """
     if not folder.is_dir():
         raise InputError(f"no directory {folder}")
@@ -102,9 +147,43 @@ def build_index(folder: Path, *, jobs: int = 1, progress: bool = False) -> str:
     if not paths:
         raise InputError(f"{folder} holds no *.tar; nothing to index")
     tables = list(_scan_all(paths, jobs, progress))
-    if not any(table.keys for table in tables):
-        raise InputError(f"{folder}: the tars hold no samples (files named KEY.EXTENSION)")
+    write_quarantine(folder, tables)
+    _check_share(folder, tables, bad_share_limit)
     return write_index(folder, tables)
+
+
+def write_quarantine(folder: Path, tables: list[ShardTable]) -> None:
+    """Name what is left out, or take an older list away."""
+    lines = [
+        json.dumps({"shard": table.name, "key": key, "reason": reason}, ensure_ascii=False)
+        for table in tables
+        for key, reason in table.left_out
+    ]
+    path = folder / QUARANTINE_FILE
+    if not lines:
+        path.unlink(missing_ok=True)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+    temporary.rename(path)
+
+
+def _check_share(folder: Path, tables: list[ShardTable], limit: float) -> None:
+    """Refuse a set of which too much is left out."""
+    num_broken = sum(table.breaks_off or not table.keys for table in tables)
+    num_samples, num_left_out = (
+        sum(map(len, lists)) for lists in zip(*((t.keys, t.left_out) for t in tables), strict=True)
+    )
+    worst = max(num_broken / len(tables), num_left_out / (num_samples + num_left_out))
+    if worst <= limit and num_samples:
+        return
+    table = next(table for table in tables if table.left_out)
+    key, reason = table.left_out[0]
+    raise InputError(
+        f"{folder}: {num_broken} of {len(tables)} tars break off or hold nothing, {num_left_out} samples cannot be"
+        f" used; more than {limit:.0%}; the first: {table.name} {key}: {reason}. {folder / QUARANTINE_FILE} names them"
+        " all: make them again or remove them"
+    )
 
 
 def _scan_all(paths: list[Path], jobs: int, progress: bool) -> Iterable[ShardTable]:

@@ -24,11 +24,12 @@ _PASSED_OVER = b"5"  # directories
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A regular file of the archive: where its bytes lie."""
+    """A file of the archive: where its bytes lie, and what is wrong with it, if anything."""
 
     name: str
     offset: int
     size: int
+    problem: str = ""
 
 
 class TarError(InputError):
@@ -36,10 +37,10 @@ class TarError(InputError):
 
 
 def read_members(path: Path) -> Iterator[TarMember]:
-    """Every regular file of an uncompressed tar, in order.
+    """Every file of an uncompressed tar, in order; links, devices and a file that is cut short with their problem.
 
     Raises:
-        TarError: compressed, cut short, damaged, or holding links, devices or sparse files.
+        TarError: compressed, cut short, damaged, or holding sparse files: nothing after this can be read.
     """
     with path.open("rb") as stream:
         yield from _walk(stream, str(path), os.fstat(stream.fileno()).st_size)
@@ -60,17 +61,20 @@ def _walk(stream: BinaryIO, where: str, total: int) -> Iterator[TarMember]:
         _check_sum(header, where, position)
         size = _number(header[124:136], where, position)
         size = int(overrides.get("size", size))
-        kind, start = header[156:157], position + BLOCK
+        kind, start, name = header[156:157], position + BLOCK, overrides.get("path") or _name(header)
         if size < 0 or start + size > total:
-            raise TarError(f"{where}: cut short, the member at byte {position} needs {size} bytes")
+            problem = f"cut short, the member at byte {position} needs {size} bytes"
+            if kind in _REGULAR:
+                yield TarMember(name, start, 0, problem)
+            raise TarError(f"{where}: {problem}")
         position = start + -(-size // BLOCK) * BLOCK
         if kind in (b"L", b"x", b"g"):
             overrides |= _extended(stream, kind, size, where)
             continue
         if kind in _REGULAR:
-            yield TarMember(overrides.get("path") or _name(header), start, size)
+            yield TarMember(name, start, size)
         elif kind not in _PASSED_OVER:
-            raise TarError(f"{where}: a member of type {kind!r} at byte {start - BLOCK}; only files may be in a shard")
+            yield TarMember(name, start, size, f"{name!r} is of type {kind!r}; only files may be in a shard")
         overrides = {}
 
 

@@ -57,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--resize", type=int, metavar="PIXELS", help="shrink pictures to this shorter side, as JPEGs")
     make.add_argument("--samples-per-shard", type=int, default=1000)
     index = commands.add_parser("index", help="index the tars of a directory")
+    index.add_argument(
+        "--bad-share-limit",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="stop where more of the tars break off, or more of the samples cannot be used (default 0.05)",
+    )
     check = commands.add_parser("check", help="read every sample and list what is broken")
     show = commands.add_parser("show", help="a page of samples as the model gets them")
     show.add_argument("--tokenizer", required=True, help="a directory or a hub name")
@@ -131,12 +138,19 @@ def _samples(arguments: argparse.Namespace) -> list[RawSample]:
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    from data_pipeline.index import ShardIndex
+    from data_pipeline.index import QUARANTINE_FILE, ShardIndex
     from data_pipeline.index_build import build_index
 
-    build_index(arguments.folder, jobs=arguments.jobs, progress=not arguments.quiet)
+    limit = arguments.bad_share_limit
+    build_index(arguments.folder, jobs=arguments.jobs, progress=not arguments.quiet, bad_share_limit=limit)
     index = ShardIndex(arguments.folder)
     print(f"{arguments.folder}: {len(index)} samples in {len(index.shard_names)} shards, {index.fingerprint}")
+    if left_out := index.left_out():
+        print(
+            f"WARNING: {len(left_out)} samples or ends of tars, in {len({line['shard'] for line in left_out})} tars,"
+            f" cannot be used and are left out: {arguments.folder / QUARANTINE_FILE} names them",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -145,12 +159,15 @@ def _check(arguments: argparse.Namespace) -> int:
     from tools.shards.check import broken_samples
 
     index = ShardIndex(arguments.folder)
-    num_broken = 0
+    num_broken, left_out = 0, index.left_out()
+    for line in left_out:
+        print(f"{line['shard']}\t{line['key']}\t{line['reason']} (left out of the index)")
     for broken in broken_samples(index, jobs=arguments.jobs, progress=not arguments.quiet):
         num_broken += 1
         print(f"{broken.shard}\t{broken.key}\t{broken.reason}")
-    print(f"{arguments.folder}: {num_broken} of {len(index)} samples are broken", file=sys.stderr)
-    return 1 if num_broken else 0
+    rest = f"; {len(left_out)} more were left out when the set was indexed" if left_out else ""
+    print(f"{arguments.folder}: {num_broken} of {len(index)} samples are broken{rest}", file=sys.stderr)
+    return 1 if num_broken or left_out else 0
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -69,7 +69,7 @@ def write_set(
     ]
     try:
         _write_all(plans, jobs, progress)
-        build_index(work, jobs=jobs, progress=progress)
+        build_index(work, jobs=jobs, progress=progress, bad_share_limit=0)
     except InputError:
         shutil.rmtree(work)
         raise
