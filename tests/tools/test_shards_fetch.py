@@ -16,7 +16,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from data_pipeline.index import ShardIndex
+from data_pipeline.record import read_record
 from models.errors import run_cli
+from models.spec import IMAGE_TOKEN
 from tests.support.shards import picture_bytes
 from tools.shards import download, fetch, sources
 from tools.shards.__main__ import main
@@ -36,18 +39,49 @@ def picture_zip(folder: str) -> bytes:
 
 
 CAPTIONS = {"images": [{"id": 1, "file_name": "0001.png"}], "annotations": [{"image_id": 1, "caption": "noise"}]}
-CHAT = [{"id": "1", "image": "0001.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}]}]
+TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Noise."}]
+CHAT = [{"id": "1", "image": "0001.png", "conversations": TURNS}]
+PRETRAIN = [{"id": "1", "image": "00000/0001.png", "conversations": TURNS}]
+TEXTVQA = {
+    "dataset_type": "train",
+    "data": [
+        {
+            "question": "what does it say?",
+            "image_id": "0001",
+            "question_id": 0,
+            "answers": ["nokia", "b", *["noise"] * 8],
+        },
+        {"question": "what brand?", "image_id": "0002", "question_id": 1, "answers": ["one", "two", "two", "one"]},
+        {"question": "which colour?", "image_id": "0001", "question_id": 2, "answers": ["grey"] * 10},
+    ],
+}
+VIZWIZ = [
+    {
+        "image": "0002.png",
+        "question": "What is this?",
+        "answers": [{"answer": text, "answer_confidence": "yes"} for text in ("unsuitable", "noise", "noise")],
+        "answer_type": "other",
+        "answerable": 1,
+    },
+    {
+        "image": "0000.png",
+        "question": "Is it on?",
+        "answers": [{"answer": "unanswerable", "answer_confidence": "maybe"}] * 10,
+        "answer_type": "unanswerable",
+        "answerable": 0,
+    },
+]
 REPLICA = {
     "annotations_trainval2017.zip": zipped({"annotations/captions_train2017.json": json.dumps(CAPTIONS).encode()}),
     "val2017.zip": picture_zip("val2017/"),
     "train2017.zip": picture_zip("train2017/"),
     "llava_instruct_150k.json": json.dumps(CHAT).encode(),
-    "blip_laion_cc_sbu_558k.json": json.dumps(CHAT).encode(),
+    "blip_laion_cc_sbu_558k.json": json.dumps(PRETRAIN).encode(),
     "images.zip": picture_zip("00000/"),
-    "TextVQA_0.5.1_train.json": b'{"data": []}',
+    "TextVQA_0.5.1_train.json": json.dumps(TEXTVQA).encode(),
     "TextVQA_0.5.1_val.json": b'{"data": []}',
     "train_val_images.zip": picture_zip("train_images/"),
-    "Annotations.zip": zipped({"train.json": b"[]"}),
+    "Annotations.zip": zipped({"train.json": json.dumps(VIZWIZ).encode()}),
     "val.zip": picture_zip("val/"),
     "train.zip": picture_zip("train/"),
     "GCC-training.tsv": b"a cat\thttp://a/1.jpg\na dog\thttp://a/2.jpg\n",
@@ -140,9 +174,59 @@ def test_every_source_arrives_in_the_layout_that_make_reads(mirror: str, tmp_pat
     assert found["textvqa"][:2] == ["TextVQA_0.5.1_train.json", "TextVQA_0.5.1_val.json"]
     assert found["vizwiz"][:2] == ["annotations/train.json", "images/train/0000.png"]
     assert not list(tmp_path.glob(".*"))
-    coco = tmp_path / "coco2017"
-    command = ["make", str(tmp_path / "set"), "--coco", str(coco / "annotations" / "captions_train2017.json")]
-    assert run_cli(main, [*command, "--images", str(coco / "train2017"), "--quiet", "--jobs", "1"]) == 0
+
+
+def spoken(folder: Path) -> list[tuple[str, ...]]:
+    """The turns of each sample of a set; an answer after each question."""
+    index = ShardIndex(folder)
+    return [tuple(turn.text for turn in read_record(index.read(n)).turns) for n in range(len(index))]
+
+
+def test_what_fetch_says_next_makes_shards(mirror: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every source from its server to a set, by the very commands that are printed."""
+    found = {}
+    for name in SOURCES:
+        if name != "conceptual-captions":
+            assert run(name, tmp_path / name, mirror) == 0
+            command = capsys.readouterr().out.strip().rpartition("python -m tools.shards ")[2]
+            command = command.replace("COCO/", f"{tmp_path}/coco2017/").replace(" SET ", f" {tmp_path}/{name}-set ")
+            assert run_cli(main, [*command.split(), "--quiet", "--jobs", "1"]) == 0
+            found[name] = spoken(tmp_path / f"{name}-set")
+    asked = f"{IMAGE_TOKEN}\nWhat?"
+    assert found == {
+        "coco2017": [(IMAGE_TOKEN, "noise")],
+        "llava-instruct": [(asked, "Noise.")],
+        "llava-pretrain": [(asked, "Noise.")],
+        "textvqa": [
+            (f"{IMAGE_TOKEN}\nwhat does it say?", "noise", "which colour?", "grey"),
+            (f"{IMAGE_TOKEN}\nwhat brand?", "one"),  # two answers twice: the earlier one
+        ],
+        "vizwiz": [(f"{IMAGE_TOKEN}\nWhat is this?", "noise"), (f"{IMAGE_TOKEN}\nIs it on?", "unanswerable")],
+    }
+    index = ShardIndex(tmp_path / "textvqa-set")
+    assert [index.read(n)["png"] for n in range(2)] == [picture_bytes(n, (40, 30)) for n in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"questions": []}, "neither TextVQA's file nor VizWiz's"),
+        ([{"image": "0000.png"}], "neither TextVQA's file nor VizWiz's"),
+        ({"data": [{"question": "a?", "image_id": "0001"}]}, "question 0 has no text, or no answer"),
+        ([{"question": "a?", "image": "9.png", "answers": [{"answer": "b"}]}], "question 0: no picture for '9.png'"),
+        ([{"question": "a?", "image": [1], "answers": [{"answer": "b"}]}], "no picture for [1]"),
+    ],
+)
+def test_one_file_of_questions_of_another_shape(
+    tmp_path: Path, content: Any, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "q.json").write_text(json.dumps(content))
+    (tmp_path / "0001.png").write_bytes(picture_bytes())
+    command = ["make", tmp_path / "set", "--vqa", tmp_path / "q.json", "--images", tmp_path, "--quiet"]
+    assert run_cli(main, [str(part) for part in command]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_download_that_breaks_off_goes_on(mirror: str, tmp_path: Path) -> None:

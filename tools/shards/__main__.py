@@ -46,9 +46,9 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--vqa",
         type=Path,
-        nargs=2,
-        metavar=("QUESTIONS", "ANNOTATIONS"),
-        help="VQAv2, TextVQA or VizWiz in VQA's format",
+        nargs="+",
+        metavar="FILE",
+        help="VQAv2's questions and annotations, or the one file of TextVQA or VizWiz",
     )
     make.add_argument("--images", type=Path, metavar="DIR", help="where the pictures lie that a file names")
     make.add_argument(
@@ -132,8 +132,9 @@ def _samples(arguments: argparse.Namespace) -> list[RawSample]:
     if arguments.coco is not None:
         return read_coco(arguments.coco, images, prompt)
     if arguments.vqa is not None:
-        questions, annotations = arguments.vqa
-        return read_vqa(questions, annotations, images, prompt)
+        if len(arguments.vqa) > 2:
+            raise InputError("--vqa takes VQA's two files, questions and annotations, or the one of TextVQA or VizWiz")
+        return read_vqa(arguments.vqa, images, prompt)
     return read_captions(arguments.captions, images, prompt)
 
 

@@ -86,7 +86,7 @@ SOURCES: Mapping[str, Source] = {
             SourceFile(f"{_TEXTVQA}/data/TextVQA_0.5.1_val.json"),
             SourceFile(f"{_TEXTVQA}/images/train_val_images.zip"),
         ),
-        "make SET --vqa QUESTIONS ANNOTATIONS --images OUT/train_images (two files in VQA's format, made of its one)",
+        "make SET --vqa OUT/TextVQA_0.5.1_train.json --images OUT/train_images",
     ),
     "vizwiz": Source(
         "VizWiz-VQA: questions by blind people about their own photos",
@@ -95,7 +95,7 @@ SOURCES: Mapping[str, Source] = {
             SourceFile(f"{_VIZWIZ}/images/val.zip", folder="images"),
             SourceFile(f"{_VIZWIZ}/images/train.zip", folder="images"),
         ),
-        "make SET --vqa QUESTIONS ANNOTATIONS --images OUT/images/train (two files in VQA's format, made of its one)",
+        "make SET --vqa OUT/annotations/train.json --images OUT/images/train",
     ),
     "conceptual-captions": Source(
         "Conceptual Captions: 3.3 million addresses with captions, their pictures through img2dataset",
