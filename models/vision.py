@@ -7,6 +7,8 @@ T tiles, C channels, H height, W width, P image tokens a tile, V the encoder's w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +40,10 @@ FAMILIES: dict[str, Family] = {
 
 
 class VisionEncoder(nn.Module):
-    """A transformers vision model, of which the hidden states after one layer are the features."""
+    """A transformers vision model, of which the hidden states after one layer are the features.
+
+    Layers after that one are not run. While the encoder is frozen it runs without a graph, in its own dtype.
+    """
 
     def __init__(self, model: Any, *, feature_layer: int, num_skipped_tokens: int) -> None:
         super().__init__()
@@ -58,9 +63,52 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixels_TCHW: Tensor) -> Tensor:
         """Features [T, P, V] of normalised pixels."""
-        output = self.model(pixels_TCHW.to(self.dtype), output_hidden_states=True)
-        features: Tensor = output.hidden_states[self.feature_layer]
-        return features[:, self.num_skipped_tokens :]
+        pixels_TCHW = pixels_TCHW.to(self.dtype)
+        if any(parameter.requires_grad for parameter in self.model.parameters()):
+            return self._states(pixels_TCHW)[:, self.num_skipped_tokens :]
+        with torch.no_grad(), torch.autocast(pixels_TCHW.device.type, enabled=False):
+            return self._states(pixels_TCHW)[:, self.num_skipped_tokens :]
+
+    def _states(self, pixels_TCHW: Tensor) -> Tensor:
+        """The hidden states [T, tokens, V] after layer `feature_layer`, counted as `hidden_states` of transformers."""
+        total = int(self.model.config.num_hidden_layers)
+        num_layers = self.feature_layer % (total + 1)
+        if num_layers in (0, total):  # the embedding; or the end, which some families still norm
+            states: Tensor = self.model(pixels_TCHW, output_hidden_states=True).hidden_states[num_layers]
+            return states
+        with _first_layers(self.model, num_layers, total) as last:
+            return _output_of(last, lambda: self.model(pixels_TCHW))
+
+
+@contextmanager
+def _first_layers(model: nn.Module, num_layers: int, total: int) -> Iterator[nn.Module]:
+    """Let the model have its first layers only, and again all of them afterwards; the last of the first."""
+    places = (
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == total
+    )
+    parent, name, layers = next(places)
+    parent._modules[name] = layers[:num_layers]
+    try:
+        yield layers[num_layers - 1]
+    finally:
+        parent._modules[name] = layers
+
+
+def _output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """What `module` returns while `run` runs."""
+    found: list[Tensor] = []
+    handle = module.register_forward_hook(
+        lambda _module, _inputs, output: found.append(output[0] if isinstance(output, tuple) else output)
+    )
+    try:
+        run()
+    finally:
+        handle.remove()
+    (states,) = found
+    return states
 
 
 def load_vision(config: TransformersVision, dtype: torch.dtype) -> VisionEncoder:

@@ -2,19 +2,22 @@
 
     tiles_TSSC -> vision -> projector -> features_TPD
                                               | one feature for one image token
-    input_ids_BL -> embedding_BLD ------------+--> decoder layers -> hidden_BLD -> head -> logits
+    input_ids_N -> embedding_ND --------------+--> decoder layers -> hidden_KD -> head -> logits
 
-T tiles, S the side of a tile in pixels, C channels, P image tokens a tile, B rows, L positions, D the language model's
-width. Rows may hold several samples one after another: position ids that start again at 0 keep them apart.
+T tiles, S the side of a tile in pixels, C channels, P image tokens a tile, B rows, L positions, N tokens of samples one
+after another, I image tokens among them, K positions whose hidden states are wanted, D the language model's width.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.attention import Segments
+from models.decoder import Packed, PackedDecoder
 from models.spec import ImageSpec, TextSpec
 from models.vision import VisionEncoder
 
@@ -32,19 +35,39 @@ class VLM(nn.Module):
         self.vision = vision
         self.projector = projector
         self.language = language
+        self.decoder = PackedDecoder(language)
         self.image = image
         self.image_token_id = text.image_token_id
         self.register_buffer("mean_C", torch.tensor(image.mean), persistent=False)
         self.register_buffer("std_C", torch.tensor(image.std), persistent=False)
 
     def forward(self, input_ids_BL: Tensor, position_ids_BL: Tensor, tiles_TSSC: Tensor) -> Tensor:
-        """The last hidden states [B, L, D] of rows of samples; `tiles_TSSC` are the rows' pictures in order, uint8."""
-        embedded_BLD = self.embed(input_ids_BL, self.normalise(tiles_TSSC))
-        output = self.language.get_decoder()(
-            inputs_embeds=embedded_BLD, position_ids=position_ids_BL, attention_mask=None, use_cache=False
+        """The last hidden states [B, L, D] of rows; `tiles_TSSC` are the rows' pictures in order, uint8.
+
+        A row may hold several samples: position ids that start again at 0 keep them apart. Waits for the device to
+        find the samples; `hidden_states` does not.
+        """
+        ids_N, positions_N = input_ids_BL.flatten(), position_ids_BL.flatten()
+        beginnings = [*(positions_N == 0).nonzero().squeeze(1).tolist(), len(positions_N)]
+        packed = Packed(
+            input_ids_N=ids_N,
+            position_ids_N=positions_N,
+            image_I=(ids_N == self.image_token_id).nonzero().squeeze(1),
+            segments=Segments.of(
+                torch.tensor(beginnings, dtype=torch.int32, device=ids_N.device),
+                [end - start for start, end in pairwise(beginnings)],
+            ),
         )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        return self.hidden_states(packed, tiles_TSSC).unflatten(0, input_ids_BL.shape)
+
+    def hidden_states(self, packed: Packed, tiles_TSSC: Tensor) -> Tensor:
+        """The last hidden states of samples one after another, [K, D] where they are wanted, else [N, D].
+
+        `tiles_TSSC` are the samples' pictures in order, uint8. Raises ValueError where the number of image tokens and
+        of features differ. Nothing here waits for the device.
+        """
+        features_ID = self._features(self.normalise(tiles_TSSC))
+        return self.decoder(self._join(packed.input_ids_N, packed.image_I, features_ID), packed)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocabulary] of hidden states [..., D]."""
@@ -60,20 +83,31 @@ class VLM(nn.Module):
     def embed(self, input_ids_BL: Tensor, pixels_TCSS: Tensor) -> Tensor:
         """The language model's input [B, L, D]: text embeddings, with picture features at the image tokens.
 
-        Raises ValueError where the number of image tokens and of features differ. Rows without any picture still run
-        one blank tile through vision and projector, times 0, so that every rank takes part in the same collectives.
+        Raises ValueError where the number of image tokens and of features differ.
         """
-        is_image_BL = input_ids_BL == self.image_token_id
-        embedded_BLD: Tensor = self.language.get_input_embeddings()(input_ids_BL.masked_fill(is_image_BL, 0))
+        image_I = (input_ids_BL.flatten() == self.image_token_id).nonzero().squeeze(1)
+        joined_ND = self._join(input_ids_BL.flatten(), image_I, self._features(pixels_TCSS))
+        return joined_ND.unflatten(0, input_ids_BL.shape)
+
+    def _features(self, pixels_TCSS: Tensor) -> Tensor:
+        """Projected features [T P, D]; [0, D] without pictures.
+
+        Then one blank tile runs all the same, so that every rank takes part in the same collectives and every weight
+        has a gradient, of 0.
+        """
         if pixels_TCSS.shape[0] == 0:
             blank = pixels_TCSS.new_zeros(1, 3, self.image.size, self.image.size)
-            joined: Tensor = embedded_BLD + 0.0 * self.projector(self.vision(blank)).sum().to(embedded_BLD.dtype)
-            return joined
-        features_TPD = self.projector(self.vision(pixels_TCSS))
-        num_features = features_TPD.shape[0] * features_TPD.shape[1]
-        num_tokens = int(is_image_BL.sum())
-        if num_tokens != num_features:
-            raise ValueError(f"{num_tokens} image tokens in the rows, but {num_features} features from the pictures")
-        features = features_TPD.reshape(num_features, -1).to(embedded_BLD.dtype)
-        joined = embedded_BLD.masked_scatter(is_image_BL.unsqueeze(-1), features)
-        return joined
+            nothing: Tensor = self.projector(self.vision(blank)).flatten(0, 1)[:0]
+            return nothing
+        features: Tensor = self.projector(self.vision(pixels_TCSS)).flatten(0, 1)
+        return features
+
+    def _join(self, input_ids_N: Tensor, image_I: Tensor, features_ID: Tensor) -> Tensor:
+        """Text embeddings [N, D] with the features in the places `image_I`."""
+        if len(image_I) != len(features_ID):
+            raise ValueError(
+                f"{len(image_I)} image tokens in the rows, but {len(features_ID)} features from the pictures"
+            )
+        is_image_N = input_ids_N == self.image_token_id
+        embedded_ND: Tensor = self.language.get_input_embeddings()(input_ids_N.masked_fill(is_image_N, 0))
+        return embedded_ND.index_copy(0, image_I, features_ID.to(embedded_ND.dtype))

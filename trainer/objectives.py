@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.batch import Batch
+from models.attention import Segments
+from models.decoder import Packed
 from models.vlm import VLM
+from trainer.chunked_loss import head_losses
 from trainer.config import NextToken, Objective
 
 
@@ -41,19 +43,27 @@ class NextTokenLoss:
 
     def __call__(self, vlm: VLM, batch: Batch) -> LossSum:
         """Sums for one micro-batch. A batch without targets gives 0 that still hangs on every parameter."""
-        hidden_BLD = vlm(batch.input_ids_BL, batch.position_ids_BL, batch.tiles_TSSC)
-        places_K = batch.real_N[batch.supervised_K]
-        targets_K = batch.targets_BL.flatten()[places_K]
-        logits_KV = vlm.head(hidden_BLD.flatten(0, 1)[places_K]).float()
-        loss_K = F.cross_entropy(logits_KV, targets_K, reduction="none")
-        num_correct = (logits_KV.detach().argmax(-1) == targets_K).sum()
-        return LossSum(loss_K.sum(), num_correct, sums_by_row(loss_K, batch))
+        hidden_KD = vlm.hidden_states(pack(batch), batch.tiles_TSSC)
+        targets_K = batch.targets_BL.flatten()[batch.real_N[batch.supervised_K]]
+        losses_K, num_correct = head_losses(vlm.language.get_output_embeddings(), hidden_KD, targets_K)
+        return LossSum(losses_K.sum(), num_correct, sums_by_row(losses_K, batch))
 
 
-def sums_by_row(loss_K: Tensor, batch: Batch) -> Tensor:
+def pack(batch: Batch) -> Packed:
+    """A batch's samples one after another, without its padding; hidden states are wanted at its targets."""
+    return Packed(
+        input_ids_N=batch.input_ids_BL.flatten()[batch.real_N],
+        position_ids_N=batch.position_ids_BL.flatten()[batch.real_N],
+        image_I=batch.image_I,
+        segments=Segments.of(batch.segment_starts_G1, batch.segment_lengths),
+        wanted_K=batch.supervised_K,
+    )
+
+
+def sums_by_row(losses_K: Tensor, batch: Batch) -> Tensor:
     """The sums [B] of the losses of a batch's targets, row by row, detached."""
-    sums_B = loss_K.new_zeros(batch.input_ids_BL.shape[0])
-    return sums_B.index_add(0, batch.target_rows_K, loss_K.detach())
+    sums_B = losses_K.new_zeros(batch.input_ids_BL.shape[0])
+    return sums_B.index_add(0, batch.target_rows_K, losses_K.detach())
 
 
 OBJECTIVES: dict[str, Callable[[Any], BatchLoss]] = {"next_token": NextTokenLoss}

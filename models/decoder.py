@@ -1,0 +1,150 @@
+"""The decoder layers of a Llama, Qwen2 or Qwen3 of transformers, run over samples that lie one after another.
+
+    embedded [1, N, D] -> layer -> layer -> ... -> last layer, only where hidden states are wanted -> norm -> [K, D]
+
+Owns which layers compute what, which are computed again in the backward, and which are compiled. The layers are
+transformers' own, with the lean norm and MLP of `lean` inside; LoRA adapters and quantized weights stand where they do.
+N tokens of all samples, K wanted positions, L either, D the width, H heads, d a head's width, A = H d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from models.attention import Segments, attend, register
+from models.errors import InputError
+from models.lean import lighten
+
+LAYERS = frozenset({"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
+"""The layers whose parts `_finish` knows: pre-norm, rotary positions, q, k, v and o projections, an MLP."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Samples one after another, without padding."""
+
+    input_ids_N: Tensor
+    position_ids_N: Tensor
+    """From 0 in every sample."""
+    image_I: Tensor
+    """Where among the N tokens the image tokens are."""
+    segments: Segments
+    wanted_K: Tensor | None = None
+    """Where hidden states are wanted; None: everywhere."""
+
+
+def prepare(language: Any) -> Any:
+    """Give a causal language model of transformers the packed attention and the lean modules, in place.
+
+    It generates as before. Doing it twice changes nothing. Raises InputError for an architecture whose layers are not
+    known here.
+    """
+    layers = language.get_decoder().layers
+    if type(layers[0]).__name__ not in LAYERS:
+        raise InputError(f"model.language: {type(layers[0]).__name__} is not one of {', '.join(sorted(LAYERS))}")
+    language.set_attn_implementation(register())
+    for layer in layers:
+        lighten(layer, language.config.hidden_act)
+    return language
+
+
+class PackedDecoder:
+    """Runs the decoder of a causal language model of transformers. Holds no weights: those are the model's."""
+
+    def __init__(self, language: Any) -> None:
+        self._decoder = prepare(language).get_decoder()
+        self._recomputed: frozenset[int] = frozenset()
+        self._finish = _finish
+        self._is_compiled = False
+
+    def recompute(self, num_layers: int) -> None:
+        """Keep nothing of `num_layers` layers, evenly spread, but their input; the backward computes them again."""
+        total = len(self._decoder.layers)
+        num_layers = min(num_layers, total)
+        self._recomputed = frozenset(place * total // num_layers for place in range(num_layers))
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile each layer with torch.compile; all layers share what is compiled for the first."""
+        for layer in self._decoder.layers:
+            layer.compile(backend=backend)
+        self._finish = torch.compile(_finish, backend=backend)
+        self._is_compiled = True
+
+    def __call__(self, embedded_ND: Tensor, packed: Packed) -> Tensor:
+        """Normed hidden states: [K, D] at the wanted positions, [N, D] everywhere."""
+        hidden_1ND, positions_1N = embedded_ND.unsqueeze(0), packed.position_ids_N.unsqueeze(0)
+        rotary = self._decoder.rotary_emb(hidden_1ND, positions_1N)
+        if self._is_compiled:
+            for varying in (hidden_1ND, *rotary):
+                torch._dynamo.maybe_mark_dynamic(varying, 1)
+        layers = list(self._decoder.layers)
+        num_whole = len(layers) if packed.wanted_K is None else len(layers) - 1
+        for place in range(num_whole):
+            hidden_1ND = self._call(place, _whole, layers[place], hidden_1ND, rotary, packed.segments)
+        if packed.wanted_K is not None:
+            arguments = (layers[-1], hidden_1ND, rotary, packed.segments, packed.wanted_K)
+            hidden_1ND = self._call(num_whole, self._finish, *arguments)
+        normed_1ND: Tensor = self._decoder.norm(hidden_1ND)
+        return normed_1ND.squeeze(0)
+
+    def _call(self, place: int, run: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        if place in self._recomputed and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(run, *arguments, use_reentrant=False)
+            return recomputed
+        return run(*arguments)
+
+
+def _whole(layer: Any, hidden_1ND: Tensor, rotary: tuple[Tensor, Tensor], segments: Segments) -> Tensor:
+    """One decoder layer at every position."""
+    output: Any = layer(hidden_1ND, attention_mask=None, position_embeddings=rotary, segments=segments)
+    return output
+
+
+def _finish(
+    layer: Any, hidden_1ND: Tensor, rotary: tuple[Tensor, Tensor], segments: Segments, wanted_K: Tensor
+) -> Tensor:
+    """The last layer, [1, N, D] -> [1, K, D]: keys and values everywhere, all else where states are wanted.
+
+    Nothing after the last layer's attention looks at another position, so this is exact. The other queries are zeros,
+    so that attention is the same call as everywhere; what they see is not used.
+    """
+    attention, normed_1ND = layer.self_attn, layer.input_layernorm(hidden_1ND)
+    query = _heads(attention, "q", normed_1ND.index_select(1, wanted_K))
+    query = _rotate(query, *(part.index_select(1, wanted_K) for part in rotary))
+    everywhere = query.new_zeros(1, query.shape[1], hidden_1ND.shape[1], query.shape[3])
+    attended, _ = attend(
+        attention,
+        everywhere.index_copy(2, wanted_K, query),
+        _rotate(_heads(attention, "k", normed_1ND), *rotary),
+        _heads(attention, "v", normed_1ND),
+        None,
+        scaling=attention.scaling,
+        dropout=attention.attention_dropout if attention.training else 0.0,
+        segments=segments,
+        sliding_window=getattr(attention, "sliding_window", None),
+    )
+    attended_1KA = attended.index_select(1, wanted_K).flatten(2)
+    residual_1KD = hidden_1ND.index_select(1, wanted_K) + attention.o_proj(attended_1KA)
+    finished: Tensor = residual_1KD + layer.mlp(layer.post_attention_layernorm(residual_1KD))
+    return finished
+
+
+def _heads(attention: Any, name: str, normed_1LD: Tensor) -> Tensor:
+    """The queries, keys or values [1, H, L, d] of normed states; Qwen3 norms queries and keys by head."""
+    states_1LHd = getattr(attention, f"{name}_proj")(normed_1LD).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    heads_1HLd: Tensor = (states_1LHd if norm is None else norm(states_1LHd)).transpose(1, 2)
+    return heads_1HLd
+
+
+def _rotate(states_1HLd: Tensor, cos_1Ld: Tensor, sin_1Ld: Tensor) -> Tensor:
+    """Rotary position embedding, halves turned against each other, as transformers' Llama."""
+    first, second = states_1HLd.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return states_1HLd * cos_1Ld.unsqueeze(1) + turned * sin_1Ld.unsqueeze(1)
