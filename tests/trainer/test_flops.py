@@ -1,0 +1,127 @@
+"""The count by arithmetic against PyTorch's own counter, for every way to tune; and the published figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from data_pipeline.batch import collate
+from models.build import build_vlm, read_facts
+from models.source import read_json
+from tests.support.backbones import tiny_recipe
+from tests.support.paths import REPOSITORY
+from tests.support.shards import write_set
+from trainer.config import Full, Lora, NextToken, TuningPlan
+from trainer.flops import Counts, PartFlops, count, needed_flops, peak_flops, utilisation
+from trainer.held_out import HeldOut
+from trainer.objectives import build_objective
+from trainer.recipe import Recipe, load_recipe
+from trainer.shapes import model_shape
+from trainer.step import TrainStep
+from trainer.tuning import apply_plan
+
+FULL, LORA = Full(learning_rate=1.0), Lora(learning_rate=1.0, rank=4, alpha=8)
+PLANS = {
+    "align": TuningPlan(projector=FULL),
+    "lora": TuningPlan(projector=FULL, language=LORA),
+    "full": TuningPlan(projector=FULL, language=FULL),
+    "all": TuningPlan(vision=FULL, projector=FULL, language=FULL),
+    "language": TuningPlan(language=LORA),
+}
+
+
+class PlainCounter(TorchDispatchMode):
+    """FlopCounterMode's formulas without its tracking of modules, which cannot run a backward over frozen leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("flops")
+    write_set(folder / "shards", [4], words=20)
+    values = tiny_recipe(folder, folder / "shards")
+    values["model"]["vision"]["feature_layer"] = -1  # every layer is needed
+    return Recipe.model_validate_json(json.dumps(values))
+
+
+def measured(recipe: Recipe, plan: TuningPlan) -> tuple[float, Counts, Counts]:
+    """PyTorch's count of a step of equally long rows; what the rows hold; and the same without a mask."""
+    facts = read_facts(recipe.model, 256)
+    vlm = build_vlm(recipe.model, facts, frozen_dtype=torch.float32, seed=0)
+    vlm.vision.model.config._attn_implementation = "eager"  # products that the counter sees, over all pairs
+    vlm.language.config._attn_implementation = "eager"
+    apply_plan(vlm, plan, seed=0)
+    held_out = HeldOut(recipe.stage("align").data, facts, 1)
+    (sample,) = held_out.encoded(range(1))
+    batch = collate([(sample,), (sample,), (sample,)], facts.text)  # type: ignore[arg-type]
+    module = TrainStep(vlm, build_objective(NextToken()), "fp32")
+    with PlainCounter() as counter:
+        module(batch).loss_sum.backward()
+    counts = count([batch])
+    # Rows run one after another, and eager attention computes what its mask takes away; of the last layer's attention,
+    # which is PyTorch's own, the counter sees nothing on a CPU.
+    return counter.total, counts, Counts(counts.tokens, counts.targets, counts.tiles, counts.tokens**2, 0)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_count_is_pytorchs(recipe: Recipe, name: str) -> None:
+    model: Any = recipe.model
+    shape = model_shape(
+        model,
+        read_json(Path(model.vision.path), "config.json"),
+        read_json(Path(model.language.path), "config.json"),
+    )
+    found, counts, unmasked = measured(recipe, PLANS[name])
+    length = counts.tokens / 3
+    assert counts.causal_pairs == 3 * length * (length + 1) / 2
+    computed = sum(part.total for part in needed_flops(shape, PLANS[name], unmasked).values())
+    # The loss computes its logits again where the head learns: not needed, and 6 % of so small a model.
+    assert computed == pytest.approx(found, rel=0.07 if isinstance(PLANS[name].language, Full) else 0.02)
+
+
+@pytest.mark.parametrize(("language", "tflops"), [(None, 19.71), (16, 19.88), (128, 21.10), ("full", 29.14)], ids=str)
+def test_a_sample_of_llava_costs_what_is_known(language: Any, tflops: float) -> None:
+    clip = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+    vicuna = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    shape = model_shape(
+        load_recipe(REPOSITORY / "recipes" / "llava15_vicuna7b.yaml").model,
+        {**clip, "image_size": 336, "patch_size": 14},
+        {**vicuna, "vocab_size": 32000},
+    )
+    plans = {None: PLANS["align"], "full": PLANS["full"]}
+    rank = Lora(learning_rate=1.0, rank=language, alpha=1.0) if isinstance(language, int) else LORA
+    plan = plans.get(language, TuningPlan(projector=FULL, language=rank))
+    sample = Counts.of_sample(726, 100, 1)
+    everywhere = Counts(726, 726, 1, sample.causal_pairs, sample.causal_pairs)
+    head = 2 * (726 - 100) * 4096 * 32000 * (3 if language == "full" else 2)
+    whole = sum(part.total for part in needed_flops(shape, plan, everywhere).values()) - head
+    assert whole / 1e12 == pytest.approx(tflops, abs=0.005)
+    # Of the last layer's rows 626 of 726 are needed for keys and values alone: 2.25 % of a step with a frozen decoder.
+    needed = sum(part.total for part in needed_flops(shape, plan, sample).values())
+    assert needed / whole == pytest.approx(1 - 0.0225, abs=0.0025)
+
+
+def test_utilisation_is_split_and_absent_without_a_peak() -> None:
+    parts = {"vision": PartFlops(1e12), "projector": PartFlops(0.0, 1e11, 1e11), "language": PartFlops(2e12, 2e12)}
+    found = utilisation(parts, 2.0, peak=peak_flops("NVIDIA A100-SXM4-80GB"), num_devices=2)
+    assert found["mfu"] == pytest.approx(5.2e12 / (2 * 2 * 312e12))
+    assert found["mfu"] == pytest.approx(found["mfu/vision"] + found["mfu/projector"] + found["mfu/language"])
+    assert utilisation(parts, 2.0, peak=peak_flops("AMD EPYC 7763"), num_devices=2) == {}
+    assert peak_flops("NVIDIA A10G") is None
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12

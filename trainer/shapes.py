@@ -1,0 +1,184 @@
+"""The shapes of a model's matrices, from configuration alone: what FLOPs and memory are counted by. No weight is read.
+
+Owns what a config.json says of each part. Does not own what the shapes cost (`trainer.flops`, `tools.preflight`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models.config import (
+    DecoderLanguage,
+    LanguageConfig,
+    LinearProjector,
+    MlpProjector,
+    ModelConfig,
+    OpenClipVision,
+    ProjectorConfig,
+    TransformersVision,
+)
+from models.errors import InputError
+from models.source import directory_of, read_json
+from models.spec import AnyResImage
+
+LEADING_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1, "vit": 1}
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """A vision transformer up to the layer whose hidden states are the features; layers after it are not needed."""
+
+    width: int
+    inner: int
+    num_layers: int
+    """Layers that a forward needs."""
+    num_patches: int
+    num_leading_tokens: int
+    patch_inputs: int
+    """Values of a patch: 3 x side x side."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions in a tile's attention."""
+        return self.num_patches + self.num_leading_tokens
+
+    @property
+    def layer_weights(self) -> int:
+        """Matrix elements that a token meets in one layer: q, k, v, o and the two of the MLP."""
+        return 4 * self.width**2 + 2 * self.width * self.inner
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix that every row of its part passes: (inputs, outputs), and its name in LoRA's `targets`."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+    @property
+    def weights(self) -> int:
+        """Elements."""
+        return self.inputs * self.outputs
+
+
+@dataclass(frozen=True)
+class ProjectorShape:
+    """Matrices that every feature passes, in order."""
+
+    linears: tuple[Linear, ...]
+
+    @property
+    def weights(self) -> int:
+        """Matrix elements that a feature meets."""
+        return sum(linear.weights for linear in self.linears)
+
+
+@dataclass(frozen=True)
+class LanguageShape:
+    """A decoder: the linears of one layer, how many layers, and its head over the vocabulary."""
+
+    width: int
+    inner: int
+    num_layers: int
+    num_heads: int
+    query_width: int
+    """All query heads side by side."""
+    key_width: int
+    vocabulary: int
+    layer_linears: tuple[Linear, ...]
+    tied: bool
+
+    @property
+    def layer_weights(self) -> int:
+        """Matrix elements that a token meets in one layer."""
+        return sum(linear.weights for linear in self.layer_linears)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The three parts; a tile gives `features_per_tile` image tokens."""
+
+    vision: VisionShape
+    projector: ProjectorShape
+    language: LanguageShape
+    features_per_tile: int
+
+
+def read_shape(model: ModelConfig) -> ModelShape:
+    """`model_shape` with each part's config.json read from where its weights lie."""
+    paths = [getattr(part, "path", None) for part in (model.vision, model.language)]
+    if None in paths:
+        raise InputError("model: the cost of a part without a config.json is not computed from its shapes yet")
+    vision, language = (read_json(directory_of(path), "config.json") for path in paths)
+    return model_shape(model, vision, language)
+
+
+def model_shape(model: ModelConfig, vision: Mapping[str, Any], language: Mapping[str, Any]) -> ModelShape:
+    """The shapes of `model`; `vision` and `language` are the two parts' config.json.
+
+    Raises:
+        InputError: a part whose shapes are not known here, or a config.json that lacks a field.
+    """
+    try:
+        seen = vision_shape(model, vision)
+        spoken = language_shape(model.language, language)
+    except KeyError as error:
+        raise InputError(f"a config.json lacks {error.args[0]!r}: is it that of a model of this kind?") from None
+    keeps = isinstance(model.vision, TransformersVision | OpenClipVision) and model.vision.keep_cls
+    features = seen.num_patches + (seen.num_leading_tokens if keeps else 0)
+    return ModelShape(seen, projector_shape(model.projector, seen.width, spoken.width), spoken, features)
+
+
+def vision_shape(model: ModelConfig, facts: Mapping[str, Any]) -> VisionShape:
+    """Of a config.json, or the `vision_config` in it."""
+    facts = facts.get("vision_config", facts)
+    width = int(facts["hidden_size"])
+    total = int(facts["num_hidden_layers"])
+    layer = model.vision.feature_layer
+    needed = layer if layer >= 0 else total + 1 + layer
+    patches = (int(facts["image_size"]) // int(facts["patch_size"])) ** 2
+    leading = LEADING_TOKENS.get(model.vision.kind, 1)
+    inner = int(facts.get("intermediate_size") or width * int(facts.get("mlp_ratio", 4)))
+    return VisionShape(width, inner, needed, patches, leading, 3 * int(facts["patch_size"]) ** 2)
+
+
+def projector_shape(config: ProjectorConfig, vision_width: int, language_width: int) -> ProjectorShape:
+    """Of a linear or MLP projector."""
+    first = Linear("linear_1", vision_width, language_width)
+    if isinstance(config, LinearProjector):
+        return ProjectorShape((first,))
+    if isinstance(config, MlpProjector):
+        return ProjectorShape((first, Linear("linear_2", language_width, language_width)))
+    raise InputError(f"model.projector.kind: the cost of {config.kind} is not computed from its shapes yet")
+
+
+def language_shape(config: LanguageConfig, facts: Mapping[str, Any]) -> LanguageShape:
+    """Of a Llama-like config.json (gated MLP, grouped keys), or of our own decoder."""
+    if isinstance(config, DecoderLanguage):
+        raise InputError("model.language.kind: the cost of decoder is not computed from its shapes yet")
+    width, inner, heads = int(facts["hidden_size"]), int(facts["intermediate_size"]), int(facts["num_attention_heads"])
+    head = int(facts.get("head_dim") or width // heads)
+    query, key = heads * head, int(facts.get("num_key_value_heads") or heads) * head
+    linears = (
+        Linear("q_proj", width, query),
+        Linear("k_proj", width, key),
+        Linear("v_proj", width, key),
+        Linear("o_proj", query, width),
+        Linear("gate_proj", width, inner),
+        Linear("up_proj", width, inner),
+        Linear("down_proj", inner, width),
+    )
+    tied = bool(facts.get("tie_word_embeddings", False))
+    return LanguageShape(
+        width, inner, int(facts["num_hidden_layers"]), heads, query, key, int(facts["vocab_size"]), linears, tied
+    )
+
+
+def tiles_of(model: ModelConfig, size: int) -> int:
+    """Most tiles that one picture can become."""
+    if not isinstance(model.image, AnyResImage):
+        return 1
+    return 1 + max(down * across // size**2 for down, across in model.image.pinpoints)
