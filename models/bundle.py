@@ -1,7 +1,7 @@
 """A bundle on disk: a model directory in Hugging Face format, and sightline.json, which says what it is.
 
     config.json, *.safetensors, tokenizer and processor files, chat_template.jinja, generation_config.json
-    sightline.json = {format, version, recipe, precision, parents, files: {name: sha256}, parity}
+    sightline.json = {format, version, recipe, precision, parents, files: {name: sha256}, parity, forced, layers}
 
 Owns that manifest. Loads without torch; the weights are transformers' business.
 """
@@ -47,8 +47,22 @@ class Parity(Config):
         return all(check.passed for check in self.checks)
 
 
+class LayerReport(Config):
+    """A linear layer of a quantized bundle: what it is held in, and what quantizing it does to its output.
+
+    `error` is |(W - Q(W)) x| / |W x| over the golden set's inputs x, also for a layer that stayed whole.
+    """
+
+    name: str
+    precision: Precision
+    error: float
+
+
 class Manifest(Config):
-    """sightline.json. `files` has the sha256 of every other file in the directory."""
+    """sightline.json. `files` has the sha256 of every other file in the directory.
+
+    `forced`: the parity report failed and the bundle was written all the same. `layers` is there where it is quantized.
+    """
 
     format: Literal["sightline-bundle"]
     version: Literal[1]
@@ -57,10 +71,18 @@ class Manifest(Config):
     parents: dict[str, str]
     files: dict[str, str]
     parity: Parity
+    forced: bool = False
+    layers: tuple[LayerReport, ...] = ()
 
 
 def write_manifest(
-    directory: Path, *, recipe: dict[str, Any], precision: Precision, parents: dict[str, str], parity: Parity
+    directory: Path,
+    *,
+    recipe: dict[str, Any],
+    precision: Precision,
+    parents: dict[str, str],
+    parity: Parity,
+    layers: tuple[LayerReport, ...] = (),
 ) -> Manifest:
     """Take the digest of every file in the directory and write sightline.json beside them."""
     files = {file.name: sha256_of(file) for file in sorted(directory.iterdir()) if file.name != NAME}
@@ -72,6 +94,8 @@ def write_manifest(
         parents=parents,
         files=files,
         parity=parity,
+        forced=not parity.passed,
+        layers=layers,
     )
     write_json(directory / NAME, manifest.model_dump(mode="json"))
     return manifest

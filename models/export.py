@@ -41,6 +41,16 @@ def vision_name(kind: str, name: str) -> str:
     return f"vision_tower.vision_model.{name}" if kind in HAS_INNER_MODEL else f"vision_tower.{name}"
 
 
+def names_in_file(name: str) -> tuple[str, ...]:
+    """The names that a parameter of stock `LlavaForConditionalGeneration` may have in a bundle's files."""
+    if name.startswith("lm_head."):
+        return (f"language_model.{name}", "language_model.model.embed_tokens.weight")
+    part, _, rest = name.removeprefix("model.").partition(".")
+    if part == "vision_tower":
+        return (f"{part}.vision_model.{rest}", f"{part}.{rest}")
+    return (f"language_model.model.{rest}",) if part == "language_model" else (f"{part}.{rest}",)
+
+
 def projector_tensors(config: ModelConfig, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """linear_1 and linear_2 from the projector's own weights (`linear.weight`, or `linear_1.weight` and so on)."""
     prefix = "multi_modal_projector"
@@ -63,7 +73,7 @@ def with_image_row(name: str, value: Tensor, num_rows: int) -> Tensor:
     is_vocabulary = name.endswith(("embed_tokens.weight", "lm_head.weight"))
     if not is_vocabulary or value.shape[0] >= num_rows:
         return value
-    mean = value.float().mean(dim=0, keepdim=True).to(value.dtype)
+    mean = value.mean(dim=0, keepdim=True, dtype=torch.float32).to(value.dtype)
     return torch.cat([value, mean.expand(num_rows - value.shape[0], -1)])
 
 
@@ -103,21 +113,26 @@ def _select_strategy(vision: TransformersVision) -> str:
 
 
 def image_processor(spec: ImageSpec) -> Any:
-    """The stock image processor whose pixels equal those of training, with Pillow."""
+    """The stock image processor whose pixels equal those of training, with Pillow.
+
+    It pads with int(255 * mean), so black asks for a mean below 1/255: pixels, mean and deviation are all taken 1/256
+    of what they are, a power of two, by which every normalised pixel stays the same to the last bit.
+    """
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+    is_black = isinstance(spec.fit, PadImage) and spec.fit.colour == "black"
+    scale = 1 / 256 if is_black else 1.0
     common = {
         "size": {"shortest_edge": spec.size},
         "crop_size": {"height": spec.size, "width": spec.size},
-        "image_mean": list(spec.mean),
-        "image_std": list(spec.std),
+        "rescale_factor": scale / 255,
+        "image_mean": [scale * value for value in spec.mean],
+        "image_std": [scale * value for value in spec.std],
         "resample": 3,  # bicubic
     }
     if not isinstance(spec.fit, PadImage):
         return CLIPImageProcessorPil(**common)
-    if spec.fit.colour == "black":
-        raise InputError("model.image.colour: black padding has no stock processor yet; use mean")
     return LlavaImageProcessorPil(do_pad=True, **common)
 
 

@@ -1,57 +1,230 @@
-"""Tensor by tensor in and out of safetensors: memory is bounded by one output file, not by the model."""
+"""Tensor by tensor in and out of safetensors: memory is bounded by one tensor, not by a file or a model.
+
+Plain reads and writes, no memory maps: a mapped page that was touched counts as memory of the process for as long as
+the file is open, so that going through a mapped file costs as much as holding it. What is wrong with a file is said
+with its name.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from models.errors import InputError
+from models.source import read_json
+
+INDEX = "model.safetensors.index.json"
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+HEADER_ROOM = 1 << 16
+"""Bytes kept free for a file's header, which is written last; safetensors takes spaces at a header's end."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: bytes [start, start + num_bytes) of a file."""
+
+    file: Path
+    start: int
+    num_bytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class TensorFiles:
+    """The tensors of a model directory by name. Headers are read at once and checked; values when they are asked for.
+
+    Raises InputError, naming the file, where there is none, one of the index is missing, or one is cut short.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._places: dict[str, Place] = {}
+        for file in _weight_files(directory):
+            for name, place in _read_header(file).items():
+                if name in self._places:
+                    raise InputError(f"{file}: {name} stands in {self._places[name].file.name} too; remove one of them")
+                self._places[name] = place
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        """Every name, in the files' order."""
+        return iter(self._places)
+
+    def place(self, name: str) -> Place:
+        """Where a tensor lies, its dtype and shape; raises InputError where the directory has no such tensor."""
+        if name not in self._places:
+            raise InputError(f"{self.directory}: no tensor {name} in its files; is it another model's directory?")
+        return self._places[name]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in memory of its own."""
+        place = self.place(name)
+        value = torch.empty(place.shape, dtype=place.dtype)
+        with place.file.open("rb", buffering=0) as stream:
+            stream.seek(place.start)
+            _fill(stream, value, place.file)
+        return value
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(place.num_bytes for place in self._places.values())
 
 
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a model directory, one at a time, in the files' order."""
+    files = TensorFiles(directory)
+    for name in files:
+        yield name, files.read(name)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that the index names, or where there is none, every .safetensors in the directory."""
+    if (directory / INDEX).is_file():
+        named = sorted({str(name) for name in read_json(directory, INDEX).get("weight_map", {}).values()})
+        missing = [name for name in named if not (directory / name).is_file()]
+        if missing:
+            raise InputError(f"{directory / missing[0]}: missing ({INDEX} names {len(named)} files); fetch it again")
+        return [directory / name for name in named]
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise InputError(f"{directory}: no .safetensors in it; convert the weights (pickles are never opened)")
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  (not a dict)
-                yield name, opened.get_tensor(name)
+    return files
+
+
+def _read_header(file: Path) -> dict[str, Place]:
+    num_bytes = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if num_bytes < 8 or length > num_bytes - 8:
+            raise InputError(f"{file}: cut short, it has {num_bytes} bytes; fetch or copy it again")
+        try:
+            header = json.loads(stream.read(length))
+            places = {
+                name: Place(
+                    file,
+                    8 + length + entry["data_offsets"][0],
+                    entry["data_offsets"][1] - entry["data_offsets"][0],
+                    DTYPES[entry["dtype"]],
+                    tuple(entry["shape"]),
+                )
+                for name, entry in header.items()
+                if name != "__metadata__"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise InputError(f"{file}: no safetensors file, its header cannot be read ({error})") from error
+    end = max((place.start + place.num_bytes for place in places.values()), default=0)
+    if end > num_bytes:
+        raise InputError(f"{file}: cut short, it has {num_bytes} of {end} bytes; fetch or copy it again")
+    return places
+
+
+def _fill(stream: Any, value: Tensor, file: Path) -> None:
+    view, filled = _bytes_of(value), 0
+    while filled < len(view):
+        num_read = stream.readinto(view[filled:])
+        if not num_read:
+            raise InputError(f"{file}: cut short while it was read; fetch or copy it again")
+        filled += num_read
+
+
+def _bytes_of(value: Tensor) -> memoryview:
+    flat: Any = value.reshape(-1).view(torch.uint8).numpy() if value.numel() else b""
+    return memoryview(flat)
 
 
 class ShardedWriter:
-    """Collects tensors into files of at most `max_bytes` and writes the index that transformers expects."""
+    """Writes tensors as they come into files of about `max_bytes`, and the index that transformers expects.
 
-    def __init__(self, directory: Path, max_bytes: int = 2_000_000_000) -> None:
-        self._directory = directory
-        self._max_bytes = max_bytes
-        self._pending: dict[str, Tensor] = {}
-        self._num_pending_bytes = 0
+    A file's header is written last, into room kept free before the values, so no more than one tensor is held. Only
+    small ones of an odd size wait for the file's end, since safetensors knows no gaps and whoever maps the file wants
+    the others aligned. Raises OSError (a full disk, say) as the system does.
+    """
+
+    def __init__(self, directory: Path, max_bytes: int = 2_000_000_000, header_room: int = HEADER_ROOM) -> None:
+        self._directory, self._max_bytes, self._header_room = directory, max_bytes, header_room
+        self._stream: Any = None
+        self._entries: dict[str, Any] = {}
+        self._waiting: dict[str, Tensor] = {}
+        self._header_bytes = self._num_file_bytes = self._num_bytes = 0
         self._shards: list[list[str]] = []
-        self._num_bytes = 0
 
     def add(self, name: str, value: Tensor) -> None:
-        """Take one tensor; a full file is written before the next one is begun."""
-        num_bytes = value.numel() * value.element_size()
-        if self._pending and self._num_pending_bytes + num_bytes > self._max_bytes:
-            self._flush()
-        self._pending[name] = value.contiguous()
-        self._num_pending_bytes += num_bytes
-        self._num_bytes += num_bytes
+        """Write one tensor, behind the one before it or into the next file."""
+        value = value.detach().cpu().contiguous()
+        num_bytes, room = value.numel() * value.element_size(), len(name) + 120
+        is_full = self._num_file_bytes + num_bytes > self._max_bytes or self._header_bytes + room > self._header_room
+        if self._header_bytes and is_full:
+            self._finish_file()
+        if self._stream is None:
+            self._open_file()
+        self._header_bytes += room
+        if num_bytes % 8 and num_bytes < 1 << 20:
+            self._waiting[name] = value
+        else:
+            self._write(name, value)
 
-    def _flush(self) -> None:
-        save_file(self._pending, self._directory / f"part-{len(self._shards)}", metadata={"format": "pt"})
-        self._shards.append(list(self._pending))
-        self._pending, self._num_pending_bytes = {}, 0
+    def _write(self, name: str, value: Tensor) -> None:
+        self._put(_bytes_of(value))
+        start, stop = self._num_file_bytes, self._num_file_bytes + value.numel() * value.element_size()
+        self._entries[name] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, stop]}
+        self._num_file_bytes = stop
+        self._num_bytes += stop - start
+
+    def _put(self, view: memoryview) -> None:
+        """One write may take only a part, at most 2 GiB."""
+        written = 0
+        while written < len(view):
+            written += self._stream.write(view[written:])
+
+    def _open_file(self) -> None:
+        self._stream = (self._directory / f"part-{len(self._shards)}").open("wb", buffering=0)
+        self._stream.seek(8 + self._header_room)
+        self._header_bytes = self._num_file_bytes = 0
+
+    def _finish_file(self) -> None:
+        for name, value in sorted(self._waiting.items(), key=lambda item: -item[1].element_size()):
+            self._write(name, value)
+        header = json.dumps({"__metadata__": {"format": "pt"}, **self._entries}, separators=(",", ":")).encode()
+        assert len(header) <= self._header_room, "the room for an entry is more than it takes"
+        self._stream.seek(0)
+        self._put(memoryview(struct.pack("<Q", self._header_room) + header.ljust(self._header_room)))
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        self._shards.append(list(self._entries))
+        self._stream, self._entries, self._waiting = None, {}, {}
+        self._header_bytes = 0
 
     def close(self) -> None:
-        """Write what is left and give the files their final names."""
-        self._flush()
+        """Finish the last file and give all of them their final names."""
+        if self._stream is None and not self._shards:
+            self._open_file()
+        if self._stream is not None:
+            self._finish_file()
         total = len(self._shards)
         if total == 1:
             (self._directory / "part-0").rename(self._directory / "model.safetensors")
@@ -62,4 +235,4 @@ class ShardedWriter:
             (self._directory / f"part-{number}").rename(self._directory / file)
             weight_map.update(dict.fromkeys(names, file))
         index = {"metadata": {"total_size": self._num_bytes}, "weight_map": weight_map}
-        (self._directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+        (self._directory / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -11,6 +11,7 @@ VERBS = {
     "train": ("trainer.main", "train one stage of a recipe on this machine"),
     "shards": ("tools.shards.__main__", "make, index and check tar shards"),
     "merge": ("tools.merge", "checkpoint and base -> a bundle"),
+    "bundle": ("tools.bundle", "checkpoint and base -> a small bundle in one go"),
     "quantize": ("tools.quantize", "bundle -> a smaller bundle"),
     "eval": ("eval.run", "score a bundle"),
     "demo": ("tools.demo.__main__", "a page to talk to a bundle"),

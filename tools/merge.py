@@ -1,9 +1,10 @@
-"""Checkpoint + base -> a bundle in Hugging Face format: `python -m tools.merge RUN --stage lora --out OUT`.
+"""Checkpoint + base -> a bundle in Hugging Face format: `python -m tools.merge RUN OUT --stage lora`.
 
     base weights --one tensor at a time--> + what was trained, + alpha / rank * B A  --> OUT/*.safetensors
-    OUT is then opened by stock transformers and compared with the trained model: no bundle without that report.
+    OUT is then read by stock transformers and compared with the trained model: no bundle without that report.
 
-`--untrained` exports a stage as it would start, which is what "before training" means.
+`--untrained` exports a stage as it would start, which is what "before training" means. A checkpoint of plain DeepSpeed
+(`tools.bundles.deepspeed`) becomes a model directory over the base that `--base` names.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from models.errors import InputError, run_cli
 from models.files import new_directory
-from models.source import digest_of, directory_of
+from models.source import digest_of, directory_of, read_json
+from tools.bundles.words import add_golden, add_out, golden_set, out_of
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from models.build import Facts
-    from models.vlm import VLM
+    from tools.bundles.golden import Probe
+    from tools.bundles.reference import Trained
     from trainer.checkpoint import CheckpointReader
     from trainer.recipe import Recipe
 
@@ -39,182 +40,182 @@ class Source:
 
 def main(argv: list[str]) -> int:
     """Merge and report; 0 when the bundle is there and its parity holds."""
+    from tools.bundles.deepspeed import is_deepspeed
+    from tools.bundles.plain import merge_plain
+
     arguments = _parse(argv)
-    source = _find(arguments)
-    bundle = merge(source, arguments.out, force=arguments.force)
-    print(f"{bundle}: {source.recipe.name}/{source.stage}, open it with: sightline demo {bundle}")
+    out = out_of(arguments)
+    if is_deepspeed(arguments.run):
+        print(merge_plain(arguments.run, out, base=arguments.base, lora_alpha=arguments.lora_alpha))
+        return 0
+    source = find_source(arguments)
+    merge(source, out, probes=golden_set(arguments), force=arguments.force)
+    print(f"{out}: {source.recipe.name}/{source.stage}, open it with: sightline demo {out}")
     return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools.merge", description="Merge a checkpoint into a bundle.")
-    parser.add_argument("run", type=Path, help="a run's directory, or with --untrained a recipe")
-    parser.add_argument("--stage", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--step", type=int, help="the checkpoint of this step; default: the finished one")
-    parser.add_argument("--untrained", action="store_true", help="export the stage as it would start")
+    add_source(parser)
+    add_out(parser)
+    add_golden(parser)
     parser.add_argument("--force", action="store_true", help="write the bundle even if its parity fails")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set in the recipe, with --untrained")
+    parser.add_argument("--base", type=Path, help="plain DeepSpeed: the model directory that was trained")
+    parser.add_argument("--lora-alpha", type=float, help="plain DeepSpeed: peft's lora_alpha, where it holds adapters")
     return parser.parse_intermixed_args(argv)
 
 
-def _find(arguments: argparse.Namespace) -> Source:
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """What to merge; `tools.bundle` takes the same."""
+    parser.add_argument("run", type=Path, help="a run, one of its checkpoints, or with --untrained a recipe")
+    parser.add_argument("--stage", help="the stage of the run; default: its last one")
+    parser.add_argument("--step", type=int, help="the checkpoint of this step; default: the finished one")
+    parser.add_argument("--untrained", action="store_true", help="export the stage as it would start")
+
+
+def find_source(arguments: argparse.Namespace) -> Source:
+    """The stage and checkpoint that a command line names; raises InputError where there is no such thing."""
     from trainer.checkpoint import CheckpointReader
     from trainer.recipe import load_recipe
     from trainer.weights import finished_checkpoint
 
+    run: Path = arguments.run
+    overrides = [word for word in arguments.words if "=" in word]
     if arguments.untrained:
-        recipe = load_recipe(arguments.run, arguments.overrides)
-        recipe.stage(arguments.stage)
-        return Source(recipe, arguments.stage, None)
-    if not (arguments.run / "recipe.json").is_file():
-        raise InputError(f"{arguments.run}: no recipe.json in it; give the directory of a run (the recipe's `run`)")
-    recipe = load_recipe(arguments.run / "recipe.json")
-    recipe.stage(arguments.stage)
+        recipe = load_recipe(run, overrides)
+        stage = arguments.stage or next(iter(recipe.stages))
+        recipe.stage(stage)
+        return Source(recipe, stage, None)
+    if overrides:
+        raise InputError(f"{overrides[0]}: the recipe of a run stands; only --untrained takes other values")
+    if (run / "COMMIT").is_file() and run.parent.name == "checkpoints":
+        recipe = load_recipe(run.parents[2] / "recipe.json")
+        return Source(recipe, run.parents[1].name, CheckpointReader(run))
+    if not (run / "recipe.json").is_file():
+        raise InputError(f"{run}: no recipe.json in it; give the directory of a run (the recipe's `run`)")
+    recipe = load_recipe(run / "recipe.json")
+    stage = arguments.stage or list(recipe.stages)[-1]
+    recipe.stage(stage)
     if arguments.step is not None:
-        checkpoint = arguments.run / arguments.stage / "checkpoints" / f"step_{arguments.step:06d}"
-        if not checkpoint.is_dir():
-            found = sorted(path.name for path in checkpoint.parent.glob("step_*"))
-            raise InputError(f"{checkpoint}: no such checkpoint; there are {', '.join(found) or 'none'}")
-        return Source(recipe, arguments.stage, CheckpointReader(checkpoint))
-    finished = finished_checkpoint(arguments.run, arguments.stage)
+        return Source(recipe, stage, CheckpointReader(_checkpoint(run, stage, arguments.step)))
+    finished = finished_checkpoint(run, stage)
     if finished is None:
-        raise InputError(
-            f"{arguments.run / arguments.stage}: not finished; finish it, or name a checkpoint with --step"
-        )
-    return Source(recipe, arguments.stage, CheckpointReader(finished))
+        raise InputError(f"{run / stage}: not finished; finish it, or name a checkpoint with --step")
+    return Source(recipe, stage, CheckpointReader(finished))
 
 
-def merge(source: Source, out: Path, *, force: bool = False) -> Path:
+def _checkpoint(run: Path, stage: str, step: int) -> Path:
+    checkpoint = run / stage / "checkpoints" / f"step_{step:06d}"
+    if not checkpoint.is_dir():
+        found = sorted(path.name for path in checkpoint.parent.glob("step_*"))
+        raise InputError(f"{checkpoint}: no such checkpoint; there are {', '.join(found) or 'none'}")
+    return checkpoint
+
+
+def merge(source: Source, out: Path, *, probes: list[Probe], force: bool = False) -> Path:
     """Write the bundle of a source to `out`; raises InputError where the base has changed or parity fails."""
-    import torch
-
     from data_pipeline.templates import build_template, stop_id
     from data_pipeline.tokens import Tokens
     from models.build import read_facts
     from models.bundle import write_manifest
     from models.export import check_exportable, generation_config, llava_config, processor
-    from tools.parity import compare_with_trained
+    from tools.bundles.reference import Trained
+    from tools.parity import compare, failed_checks, read_bundle, read_trained
+    from trainer.streams import stream_seed
 
-    config = source.recipe.stage(source.stage)
-    model = source.recipe.model
+    config, model = source.recipe.stage(source.stage), source.recipe.model
     check_exportable(model)
-    _check_base(source)
-    precision = config.engine.precision
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    base = _checked_base(source)
     facts = read_facts(model, config.data.max_length)
     tokens = Tokens.of(facts.tokenizer)
     template = build_template(config.data.template, tokens)
-    reference = _trained_model(source, facts, dtype)
+    seed = stream_seed(source.recipe.seed, "projector")
+    trained = Trained.load(model, config, facts, source.reader, seed=seed)
     with new_directory(out) as directory:
-        _write_weights(source, facts, reference, directory, dtype)
-        llava_config(model, facts, dtype).save_pretrained(directory)
+        _write_weights(trained, directory)
+        llava_config(model, facts, trained.dtype).save_pretrained(directory)
         generation_config(facts, stop_id(template, tokens)).save_pretrained(directory)
         processor(model, facts, template.jinja()).save_pretrained(directory)
-        parity = compare_with_trained(reference, facts, template, directory, precision)
+        precision = config.engine.precision
+        reference = read_trained(trained, template, probes)
+        parity = compare(reference, read_bundle(directory, probes), precision, "the trained model")
         if not parity.passed and not force:
-            failed = [
-                f"{check.name} is {check.value:.3g}, bound {check.bound}" for check in parity.checks if not check.passed
-            ]
             raise InputError(
-                f"{out}: the bundle differs from the trained model ({'; '.join(failed)}); --force writes it"
+                f"{out}: the bundle differs from the trained model ({failed_checks(parity)}); --force writes it"
             )
-        parents = {"checkpoint": str(source.reader.directory) if source.reader else "untrained", **_base(source)}
-        recipe = source.recipe.model_dump(mode="json")
-        write_manifest(
-            directory, recipe={**recipe, "stage": source.stage}, precision=precision, parents=parents, parity=parity
-        )
+        parents = {"checkpoint": str(source.reader.directory) if source.reader else "untrained", **base}
+        recipe = {**source.recipe.model_dump(mode="json"), "stage": source.stage}
+        write_manifest(directory, recipe=recipe, precision=precision, parents=parents, parity=parity)
     return out
 
 
-def _base(source: Source) -> dict[str, str]:
-    from trainer.weights import base_digests
-
-    return base_digests(source.recipe)
-
-
-def _check_base(source: Source) -> None:
-    """The pretrained parts must be those the checkpoint was trained on."""
-    if source.reader is None:
-        return
-    for part, digest in source.reader.state["base"].items():
-        directory = directory_of(getattr(source.recipe.model, part).path)
-        if digest_of(directory) != digest:
+def _checked_base(source: Source) -> dict[str, str]:
+    """The digests of the pretrained parts, which must be those the checkpoint was trained on."""
+    recorded = source.reader.state["base"] if source.reader is not None else {}
+    found: dict[str, str] = {}
+    for part in ("vision", "language"):
+        path = getattr(getattr(source.recipe.model, part), "path", "")
+        if not path:
+            continue
+        directory = directory_of(path)
+        found[part] = digest_of(directory)
+        if source.reader is not None and recorded.get(part, found[part]) != found[part]:
             raise InputError(
                 f"{directory}: not the {part} weights that {source.reader.directory} was trained on (sha256)"
             )
+    return found
 
 
-def _trained_model(source: Source, facts: Facts, dtype: torch.dtype) -> VLM:
-    """The model as training has it: base, projector and adapters apart. What the bundle is compared with.
+def _write_weights(trained: Trained, directory: Path) -> None:
+    from tqdm import tqdm
 
-    The base is whole, also where training held it in 4 or 8 bits: that is what adapters are merged into.
-    """
-    from models.build import build_vlm
-    from models.config import PretrainedLanguage
-    from trainer.streams import stream_seed
-    from trainer.tuning import apply_plan
-    from trainer.weights import load_weights
-
-    model = source.recipe.model
-    assert isinstance(model.language, PretrainedLanguage), "check_exportable has seen to that"
-    model = model.model_copy(update={"language": model.language.model_copy(update={"load": "full"})})
-    vlm = build_vlm(model, facts, frozen_dtype=dtype, seed=stream_seed(source.recipe.seed, "projector"))
-    if source.reader is not None:
-        apply_plan(vlm, source.recipe.stage(source.stage).tune, seed=0)
-        load_weights(vlm, source.reader)
-    return vlm.eval()
-
-
-def _write_weights(source: Source, facts: Facts, vlm: VLM, directory: Path, dtype: torch.dtype) -> None:
-    from models.export import num_vocabulary_rows, projector_tensors, with_image_row
+    from models.export import num_vocabulary_rows, projector_tensors, vision_name, with_image_row
     from models.sharded import ShardedWriter
 
     writer = ShardedWriter(directory)
-    for name, value in _vision_tensors(source, vlm):
-        writer.add(name, value.to(dtype))
-    projector = {name: value.detach() for name, value in vlm.projector.named_parameters()}
-    for name, value in projector_tensors(source.recipe.model, projector):
-        writer.add(name, value.to(dtype))
-    rows = num_vocabulary_rows(facts)
-    for name, value in _language_tensors(source):
-        writer.add(f"language_model.{name}", with_image_row(name, value, rows).to(dtype))
+    for name, value in trained.vision.model.state_dict().items():
+        if not name.endswith("position_ids"):
+            writer.add(vision_name(trained.model.vision.kind, name), value.to(trained.dtype))
+    projector = {name: value.detach() for name, value in trained.projector.named_parameters()}
+    for name, value in projector_tensors(trained.model, projector):
+        writer.add(name, value.to(trained.dtype))
+    rows = num_vocabulary_rows(trained.facts)
+    for name, value in tqdm(language_tensors(trained), desc="merge", unit="tensor"):
+        writer.add(f"language_model.{name}", with_image_row(name, value.to(trained.dtype), rows))
     writer.close()
 
 
-def _vision_tensors(source: Source, vlm: VLM) -> Iterator[tuple[str, Tensor]]:
-    from models.export import vision_name
+def language_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
+    """The base language model's tensors, each replaced or adapted by what was trained, merged in fp32.
 
-    for name, value in vlm.vision.model.state_dict().items():
-        if not name.endswith("position_ids"):
-            yield vision_name(source.recipe.model.vision.kind, name), value
+    Raises InputError where something that was trained has no place in the base: nothing is lost in silence.
+    """
+    from models.sharded import TensorFiles
 
-
-def _language_tensors(source: Source) -> Iterator[tuple[str, Tensor]]:
-    """The base language model's tensors, each replaced or adapted by what was trained, merged in fp32."""
-    from models.sharded import read_tensors
-
-    language: Any = source.recipe.model.language
-    trained = set(source.reader.names()) if source.reader is not None else set()
-    scaling = lora_scaling(source)
-    for name, value in read_tensors(directory_of(language.path)):
-        if f"language.{name}" in trained:
-            assert source.reader is not None
-            yield name, source.reader.weight(f"language.{name}")
-        elif (stem := f"language.{name.removesuffix('.weight')}") + ".lora_A.default.weight" in trained:
-            assert source.reader is not None
-            down = source.reader.weight(f"{stem}.lora_A.default.weight")
-            up = source.reader.weight(f"{stem}.lora_B.default.weight")
-            yield name, value.float() + scaling * (up @ down)
+    files, scaling = TensorFiles(trained.language), lora_scaling(trained.config)
+    waiting = {name for name in trained.names if name.startswith("language.")}
+    is_tied = read_json(trained.language, "config.json").get("tie_word_embeddings", False)
+    for name in files:
+        if name.endswith("rotary_emb.inv_freq") or (is_tied and name == "lm_head.weight"):
+            continue  # computed by every loader, or the embedding once more
+        down, up = (f"language.{name.removesuffix('.weight')}.lora_{side}.default.weight" for side in "AB")
+        if f"language.{name}" in waiting:
+            waiting.discard(f"language.{name}")
+            yield name, trained.weight(f"language.{name}")
+        elif down in waiting:
+            waiting -= {down, up}
+            yield name, files.read(name).float().addmm_(trained.weight(up), trained.weight(down), alpha=scaling)
         else:
-            yield name, value
+            yield name, files.read(name)
+    if waiting:
+        raise InputError(f"{trained.language}: no place for {min(waiting)}, which was trained; is it another base?")
 
 
-def lora_scaling(source: Source) -> float:
-    """alpha / rank of the adapters in a checkpoint, or 0 where there are none."""
+def lora_scaling(config: Any) -> float:
+    """alpha / rank of a stage's adapters, or 0 where there are none."""
     from trainer.config import Lora
 
-    tuning = source.recipe.stage(source.stage).tune.language
+    tuning = config.tune.language
     return tuning.alpha / tuning.rank if isinstance(tuning, Lora) else 0.0
 
 

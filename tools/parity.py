@@ -1,29 +1,35 @@
 """Is a bundle what was trained? The same prompts and pictures through both, and the differences against bounds.
 
 trained model: our template, our pixels, our forward      bundle: stock processor, stock transformers
-quantized:     the bundle it was made from                 the quantized one, both stock
+quantized:     the bundle it was made from                the quantized one, both stock
+
+Every model runs with one layer in memory at a time and computes in fp32. Logits are compared wherever text stands: in
+the prompts and in the golden answers behind them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
+import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.encode import expand_images
 from data_pipeline.images import fit
 from data_pipeline.record import Turn
 from data_pipeline.tokens import Tokens
-from models.build import Facts
 from models.bundle import Check, Parity, Precision
 from models.spec import IMAGE_TOKEN, num_image_tokens
-from models.vlm import VLM
+from tools.bundles.golden import Probe
+from tools.bundles.stock import open_streamed
+
+if TYPE_CHECKING:
+    from tools.bundles.reference import Trained
 
 LOGIT_BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "bf16": 5e-2, "int8": 0.25, "nf4": 0.6}
 """Largest logit difference allowed, as a share of the reference's largest logit difference from its mean."""
@@ -31,102 +37,162 @@ LOGIT_BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "bf16": 5e-2, "int8": 0.25
 GREEDY_BOUNDS: dict[Precision, float] = {"fp32": 1.0, "bf16": 0.9, "int8": 0.8, "nf4": 0.6}
 """Least share of positions at which both would choose the same token."""
 
-PROMPTS = (
-    "What is in the picture?",
-    "How many are there?",
-    "Describe the picture.",
-    "What colour is it?",
-)
+SCORE_BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2, "int8": 5e-2, "nf4": 0.25}
+"""Largest change of the golden answers' loss, in nats a token, or a share of the reference's where that is above 1."""
+
+PIXEL_BOUND = 1e-5
+ROWS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Probe:
-    """One prompt with its picture."""
+class Reading:
+    """What a model makes of the probes.
 
-    picture: Image.Image
-    question: str
+    `logits` [N, V] are those at the N text positions of all probes, one after another; the K of them that predict a
+    token of a golden answer are `answer_K`, the tokens `targets_K`.
+    """
 
+    prompts: list[list[int]]
+    pixels: Tensor
+    logits: Tensor
+    answer_K: Tensor
+    targets_K: Tensor
 
-def probes(num: int = 8) -> list[Probe]:
-    """Drawn pictures of several shapes and aspect ratios, each with a question; the same at every call."""
-    generator = np.random.default_rng(0)
-    found = []
-    for number in range(num):
-        width, height = (int(side) for side in generator.integers(40, 400, 2))
-        picture = Image.new("RGB", (width, height), tuple(int(level) for level in generator.integers(0, 256, 3)))
-        draw = ImageDraw.Draw(picture)
-        for _ in range(4):
-            left, top = int(generator.integers(0, width)), int(generator.integers(0, height))
-            box = (left, top, left + int(generator.integers(8, 200)), top + int(generator.integers(8, 200)))
-            colour = tuple(int(level) for level in generator.integers(0, 256, 3))
-            (draw.ellipse if generator.random() < 0.5 else draw.rectangle)(box, fill=colour)
-        found.append(Probe(picture, PROMPTS[number % len(PROMPTS)]))
-    return found
+    def loss(self, vocab_size: int) -> float:
+        """The golden answers' mean negative log-likelihood over the first `vocab_size` tokens, in nats a token."""
+        logits_KV = self.logits[self.answer_K, :vocab_size]
+        return F.cross_entropy(logits_KV, self.targets_K).item()
 
 
-def open_bundle(directory: Path) -> tuple[Any, Any]:
-    """A bundle's model and processor, by stock transformers alone."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    model = AutoModelForImageTextToText.from_pretrained(directory, dtype="auto", device_map="cpu")
-    return model.eval(), AutoProcessor.from_pretrained(directory)
+def device_of_this_machine() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
-def compare_with_trained(vlm: VLM, facts: Facts, template: Any, directory: Path, precision: Precision) -> Parity:
-    """The parity report of a merged bundle against the model in training, adapters apart."""
-    model, processor = open_bundle(directory)
-    same_ids, largest_pixel, gaps, agreements = True, 0.0, [], []
-    for probe in probes():
-        ours = _our_prompt(probe, facts, template)
-        inputs = stock_inputs(processor, probe)
-        same_ids &= ours.tolist() == inputs["input_ids"][0].tolist()
-        tiles = torch.tensor(fit(probe.picture, facts.image)).unsqueeze(0)
-        pixels = vlm.normalise(tiles)
-        largest_pixel = max(largest_pixel, float((pixels - inputs["pixel_values"]).abs().max()))
-        if not same_ids:
-            break
-        with torch.no_grad():
-            positions = torch.arange(len(ours)).unsqueeze(0)
-            reference = vlm.head(vlm(ours.unsqueeze(0), positions, tiles)).float()
-            found = model(**inputs).logits.float()
-        gap, agreement = _difference(reference, found)
-        gaps.append(gap)
-        agreements.append(agreement)
+def read_trained(trained: Trained, template: Any, probes: list[Probe]) -> Reading:
+    """The probes through the model as training has it."""
+    device, facts = device_of_this_machine(), trained.facts
+    vlm = trained.open_streamed(device)
+    decoder = vlm.language.get_decoder()
+    prompts = [our_prompt(probe, facts, template) for probe in probes]
+    tiles_TSSC = torch.stack([torch.tensor(fit(probe.picture, facts.image)) for probe in probes])
+    answers = [_answer(facts.tokenizer, probe) for probe in probes]
+
+    def hidden(ids_BL: Tensor, rows: slice) -> Tensor:
+        embedded_BLD = vlm.embed(ids_BL, vlm.normalise(tiles_TSSC[rows].to(device)))
+        return decoder(inputs_embeds=embedded_BLD, use_cache=False).last_hidden_state
+
+    pixels_TCSS = vlm.normalise(tiles_TSSC.to(device)).cpu()
+    return _read(hidden, vlm.head, (prompts, answers), pixels_TCSS, facts.text.image_token_id)
+
+
+def read_bundle(directory: Path, probes: list[Probe]) -> Reading:
+    """The probes through a bundle, by its own processor and stock transformers' classes."""
+    from transformers import AutoProcessor
+
+    device = device_of_this_machine()
+    return read_stock(open_streamed(directory, device), AutoProcessor.from_pretrained(directory), probes, device)
+
+
+def read_stock(model: Any, processor: Any, probes: list[Probe], device: torch.device) -> Reading:
+    """The probes through a stock model that runs on `device`."""
+    inputs = [stock_inputs(processor, probe) for probe in probes]
+    prompts = [each["input_ids"][0].tolist() for each in inputs]
+    pixels_TCSS = torch.cat([each["pixel_values"] for each in inputs])
+    answers = [_answer(processor.tokenizer, probe) for probe in probes]
+
+    def hidden(ids_BL: Tensor, rows: slice) -> Tensor:
+        output = model.model(input_ids=ids_BL, pixel_values=pixels_TCSS[rows].to(device), use_cache=False)
+        return output.last_hidden_state
+
+    return _read(hidden, model.lm_head, (prompts, answers), pixels_TCSS, model.config.image_token_id)
+
+
+@torch.no_grad()
+def _read(
+    hidden: Callable[[Tensor, slice], Tensor],
+    head: Callable[[Tensor], Tensor],
+    asked: tuple[list[list[int]], list[list[int]]],
+    pixels_TCSS: Tensor,
+    image_token_id: int,
+) -> Reading:
+    """A model's reading of (prompts, answers); rows are padded on the right, which causal attention does not see."""
+    device = device_of_this_machine()
+    prompts, answers = asked
+    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    texts: list[Tensor] = []
+    places: list[int] = []
+    num_texts = 0
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        longest = max(len(row) for row in part)
+        ids_BL = torch.tensor([row + [row[-1]] * (longest - len(row)) for row in part], device=device)
+        states_BLD = hidden(ids_BL, slice(start, start + len(part)))
+        for row, states_LD, answer in zip(part, states_BLD, answers[start:], strict=False):
+            is_text_L = torch.tensor(row, device=device) != image_token_id
+            texts.append(states_LD[: len(row)][is_text_L])
+            num_texts += len(texts[-1])
+            places += range(num_texts - len(answer) - 1, num_texts - 1)
+    logits_NV = head(torch.cat(texts)).float().cpu()
+    targets_K = torch.tensor([token for answer in answers for token in answer])
+    return Reading(prompts, pixels_TCSS, logits_NV, torch.tensor(places), targets_K)
+
+
+def compare(reference: Reading, found: Reading, precision: Precision, name: str, logits: float | None = None) -> Parity:
+    """The parity report of `found` against `reference`; `logits` is another bound for the logit difference."""
+    same_ids = reference.prompts == found.prompts
+    pixels = float((reference.pixels - found.pixels).abs().max()) if same_ids else float("inf")
+    gap, agreement, score = float("inf"), 0.0, float("inf")
+    if same_ids:
+        gap, agreement = difference(reference.logits, found.logits)
+        score = _score_difference(reference, found)
+    bound = LOGIT_BOUNDS[precision] if logits is None else logits
+    greedy, score_bound = GREEDY_BOUNDS[precision], SCORE_BOUNDS[precision]
     checks = (
         Check(name="prompt ids differ", value=float(not same_ids), bound=0.0, passed=same_ids),
-        Check(name="largest pixel difference", value=largest_pixel, bound=1e-5, passed=largest_pixel <= 1e-5),
-        *_logit_checks(gaps, agreements, precision),
+        Check(name="largest pixel difference", value=pixels, bound=PIXEL_BOUND, passed=pixels <= PIXEL_BOUND),
+        Check(name="largest relative logit difference", value=gap, bound=bound, passed=gap <= bound),
+        Check(name="share of same choices", value=agreement, bound=greedy, passed=agreement >= greedy),
+        Check(name="golden answers' loss difference", value=score, bound=score_bound, passed=score <= score_bound),
     )
-    return Parity(reference="the trained model", num_prompts=len(probes()), checks=checks)
+    return Parity(reference=name, num_prompts=len(found.prompts), checks=checks)
 
 
-def compare_bundles(reference: Path, directory: Path, precision: Precision) -> Parity:
-    """The parity report of a quantized bundle against the one it was made from."""
-    reference_model, reference_processor = open_bundle(reference)
-    model, processor = open_bundle(directory)
-    gaps, agreements, same = [], [], True
-    for probe in probes():
-        expected, found = stock_inputs(reference_processor, probe), stock_inputs(processor, probe)
-        same &= all(torch.equal(expected[name], found[name]) for name in expected)
-        with torch.no_grad():
-            gap, agreement = _difference(reference_model(**expected).logits.float(), model(**found).logits.float())
-        gaps.append(gap)
-        agreements.append(agreement)
-    checks = (
-        Check(name="prompts or pixels differ", value=float(not same), bound=0.0, passed=same),
-        *_logit_checks(gaps, agreements, precision),
+def _score_difference(reference: Reading, found: Reading) -> float:
+    vocab_size = min(reference.logits.shape[-1], found.logits.shape[-1])
+    before, after = reference.loss(vocab_size), found.loss(vocab_size)
+    return abs(after - before) / max(1.0, before)
+
+
+def difference(reference_NV: Tensor, found_NV: Tensor) -> tuple[float, float]:
+    """Largest logit difference relative to the reference's spread, and the share of positions with the same choice.
+
+    The bundle may have one more row of the vocabulary (the image token's); the trained model never had it.
+    """
+    shared = min(reference_NV.shape[-1], found_NV.shape[-1])
+    reference, found = reference_NV[..., :shared], found_NV[..., :shared]
+    spread = (reference - reference.mean(dim=-1, keepdim=True)).abs().max()
+    gap = (reference - found).abs().max() / spread
+    return float(gap), float((reference.argmax(-1) == found.argmax(-1)).float().mean())
+
+
+def failed_checks(parity: Parity) -> str:
+    """What failed, in words for an error's line."""
+    return "; ".join(
+        f"{check.name} is {check.value:.3g}, bound {check.bound:.3g}"
+        for check in parity.checks
+        if not check.passed and check.bound is not None
     )
-    return Parity(reference=str(reference), num_prompts=len(gaps), checks=checks)
 
 
-def _our_prompt(probe: Probe, facts: Facts, template: Any) -> Tensor:
-    """The prompt's ids [L] as training makes them, up to where the answer begins."""
+def our_prompt(probe: Probe, facts: Any, template: Any) -> list[int]:
+    """The prompt's ids as training makes them, up to where the answer begins."""
     turns = (Turn("user", f"{IMAGE_TOKEN}\n{probe.question}"), Turn("assistant", "x"))
     prompt = list(takewhile(lambda segment: not segment.is_target, template.segments(turns)))
     ids, labels = Tokens.of(facts.tokenizer).encode_segments(prompt)
     cost = num_image_tokens(facts.image, probe.picture.width, probe.picture.height)
     expanded, _ = expand_images(ids, labels, facts.text.image_token_id, [cost])
-    return torch.from_numpy(expanded).long()
+    return [int(token) for token in expanded]
 
 
 def stock_inputs(processor: Any, probe: Probe) -> dict[str, Tensor]:
@@ -146,23 +212,5 @@ def stock_inputs(processor: Any, probe: Probe) -> dict[str, Tensor]:
     return {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
 
 
-def _difference(reference: Tensor, found: Tensor) -> tuple[float, float]:
-    """Largest logit difference relative to the reference's spread, and the share of positions with the same choice.
-
-    The bundle may have more vocabulary rows (the image token's); the trained model never had those.
-    """
-    shared = min(reference.shape[-1], found.shape[-1])
-    reference, found = reference[..., :shared], found[..., :shared]
-    spread = (reference - reference.mean(dim=-1, keepdim=True)).abs().max()
-    gap = (reference - found).abs().max() / spread
-    return float(gap), float((reference.argmax(-1) == found.argmax(-1)).float().mean())
-
-
-def _logit_checks(gaps: list[float], agreements: list[float], precision: Precision) -> tuple[Check, Check]:
-    gap = max(gaps, default=float("inf"))
-    agreement = sum(agreements) / len(agreements) if agreements else 0.0
-    logit_bound, greedy_bound = LOGIT_BOUNDS[precision], GREEDY_BOUNDS[precision]
-    return (
-        Check(name="largest relative logit difference", value=gap, bound=logit_bound, passed=gap <= logit_bound),
-        Check(name="share of same choices", value=agreement, bound=greedy_bound, passed=agreement >= greedy_bound),
-    )
+def _answer(tokenizer: Any, probe: Probe) -> list[int]:
+    return list(tokenizer(probe.answer, add_special_tokens=False)["input_ids"])

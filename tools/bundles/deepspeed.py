@@ -1,0 +1,270 @@
+"""Checkpoints that DeepSpeed itself has written (ZeRO 0 to 3), read weight by weight, without DeepSpeed.
+
+    CHECKPOINT/latest                                     names the tag
+    CHECKPOINT/TAG/*_model_states.pt                      shapes, frozen weights, buffers; under ZeRO-3 one a rank
+    CHECKPOINT/TAG/*zero_pp_rank_R_mp_rank_00_optim_states.pt   the fp32 partitions of rank R
+
+ZeRO 1 and 2 cut each flattened parameter group into one run a rank; ZeRO 3 cuts every parameter. Equal to
+`deepspeed.utils.zero_to_fp32` bit for bit, whose memory is that of the model and more.
+
+These files are pickles. They are read by `torch.load(weights_only=True)`, which builds tensors, plain values and the
+few classes listed in `SAFE` (stand-ins that hold what they are given); any other name in a file is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.errors import InputError
+
+MODEL_STATES, OPTIM_STATES = "*_model_states.pt", "*_optim_states.pt"
+MAX_MAPPED_BYTES = 64_000_000
+"""A file is mapped anew after so many bytes were read: touched pages count as memory while the map lives."""
+
+
+class _Stage(int):
+    """Stands for `ZeroStageEnum`."""
+
+
+class _Held:
+    """Stands for a class whose values are not looked at."""
+
+
+SAFE: tuple[tuple[Any, str], ...] = (
+    (_Stage, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+    (_Held, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
+    (_Held, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    (_Held, "deepspeed.utils.tensor_fragment.fragment_address"),
+)
+
+
+def is_deepspeed(path: Path) -> bool:
+    """Whether the directory is a checkpoint of plain DeepSpeed, or one of its tags."""
+    return _tag(path) is not None
+
+
+def _tag(path: Path) -> Path | None:
+    if any(path.glob(MODEL_STATES)):
+        return path
+    if not (path / "latest").is_file():
+        return None
+    tag = path / (path / "latest").read_text(encoding="utf-8").strip()
+    if not tag.is_dir():
+        raise InputError(f"{tag}: no such directory, though {path / 'latest'} names it; is the copy complete?")
+    return tag
+
+
+class Mapped:
+    """One pickle, mapped; `value` is what is in it. Tensors of it must be copied before the next `value`."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._value: Any = None
+        self._num_read = 0
+
+    @property
+    def value(self) -> Any:
+        """The file's contents, on the map of now."""
+        if self._value is None or self._num_read > MAX_MAPPED_BYTES:
+            self._value = None
+            self._value, self._num_read = _load(self.file), 0
+        return self._value
+
+    def copied(self, values: Tensor) -> Tensor:
+        """A copy of a tensor that lies on the map."""
+        self._num_read += values.numel() * values.element_size()
+        return values.detach().clone()
+
+
+def _load(file: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(list(SAFE)):
+            return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = named[1] if named else " ".join(str(error).split())[:200]
+        raise InputError(f"{file}: it holds {what}, which is not unpickled; save the checkpoint without it") from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({str(error).splitlines()[0]}); copy it again") from error
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [start, stop) of the flat fp32 tensor number `group` of a rank."""
+
+    rank: int
+    group: int
+    start: int
+    stop: int
+
+
+class DeepSpeedCheckpoint:
+    """A checkpoint of plain DeepSpeed: its weights by name, one at a time.
+
+    Raises InputError, naming the file, where a rank's file is missing or damaged or the ranks do not fit together.
+    """
+
+    def __init__(self, path: Path) -> None:
+        tag = _tag(path)
+        if tag is None:
+            raise InputError(f"{path}: no {MODEL_STATES} in it, so it is no checkpoint of DeepSpeed")
+        self.directory = tag
+        self._optim = [Mapped(file) for file in _by_rank(tag, OPTIM_STATES)]
+        self._models = [Mapped(file) for file in _by_rank(tag, MODEL_STATES)]
+        if any("mp_rank_00" not in mapped.file.name for mapped in self._models):
+            raise InputError(f"{tag}: split by tensors too (mp_rank_01); merge those with DeepSpeed first")
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._pieces: dict[str, list[Piece]] = {}
+        self.stage = int(self._state(0).get("zero_stage", 1)) if self._optim else 0
+        self._key = "fp32_flat_groups" if self.stage == 3 else "single_partition_of_fp32_groups"
+        if self._optim:
+            self._check_world()
+            self._lay_out()
+        self._list_others()
+
+    def names(self) -> list[str]:
+        """Every weight and buffer, and every second name of a shared one."""
+        return [*self._shapes, *self.aliases]
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """The weights that had an optimizer's master copy; all of them where there is no ZeRO."""
+        return frozenset(self._pieces) if self.stage > 0 else frozenset(self._shapes)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Second names of shared parameters: {second name: name}."""
+        shared = self._models[0].value.get("shared_params") or {}
+        return {alias: name for alias, name in dict(shared).items() if name in self._shapes}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A weight's shape."""
+        return self._shapes[self.aliases.get(name, name)]
+
+    def read(self, name: str) -> Tensor:
+        """One weight: what was trained in fp32, what was frozen as it was."""
+        name = self.aliases.get(name, name)
+        shape = self._shapes[name]
+        if name in self._pieces:
+            parts = [self._part(piece) for piece in self._pieces[name]]
+            flat = parts[0] if len(parts) == 1 else torch.cat(parts)
+            return flat[: math.prod(shape)].view(shape)
+        if self.stage == 3 and name in (self._models[0].value.get("frozen_param_fragments") or {}):
+            fragments = [mapped.copied(mapped.value["frozen_param_fragments"][name]) for mapped in self._models]
+            return torch.cat(fragments)[: math.prod(shape)].view(shape)
+        return self._from_model(name).view(shape)
+
+    def _from_model(self, name: str) -> Tensor:
+        mapped = self._models[0]
+        state = mapped.value
+        frozen = state.get("frozen_param_fragments") or {}
+        value = mapped.copied(frozen[name] if name in frozen else state["module"][name])
+        is_buffer = self.stage > 0 and name in state["buffer_names"] and value.is_floating_point()
+        return value.float() if is_buffer else value
+
+    def _part(self, piece: Piece) -> Tensor:
+        mapped = self._optim[piece.rank]
+        flat = mapped.value["optimizer_state_dict"][self._key][piece.group]
+        return mapped.copied(flat[piece.start : piece.stop])
+
+    def _state(self, rank: int) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = self._optim[rank].value["optimizer_state_dict"]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{self._optim[rank].file}: no optimizer state of ZeRO in it") from error
+        return state
+
+    def _check_world(self) -> None:
+        count = self._state(0).get("partition_count", len(self._optim))
+        world_size = max(count) if isinstance(count, list) else int(count)
+        wanted = {OPTIM_STATES: self._optim, **({MODEL_STATES: self._models} if self.stage == 3 else {})}
+        for pattern, files in wanted.items():
+            ranks = {_rank_of(mapped.file) for mapped in files}
+            missing = sorted(set(range(world_size)) - ranks)
+            if missing:
+                name = re.sub(r"pp_rank_\d+", f"pp_rank_{missing[0]}", files[0].file.name)
+                raise InputError(f"{self.directory / name}: missing; the checkpoint was made by {world_size} ranks")
+            if len(files) != world_size:
+                raise InputError(
+                    f"{self.directory}: {len(files)} files {pattern}, though {world_size} ranks made it; "
+                    "files of another checkpoint lie among them"
+                )
+
+    def _lay_out(self) -> None:
+        """Find the pieces of every trained weight; raises InputError where sizes and shapes do not agree."""
+        groups = self._models[0].value.get("param_shapes") or []
+        sizes = [[len(flat) for flat in self._state(rank)[self._key]] for rank in range(len(self._optim))]
+        if self.stage == 3:
+            self._lay_out_stage_3({name: shape for group in groups for name, shape in group.items()}, sizes)
+            return
+        paddings = self._state(0).get("param_alignment_paddings")
+        for number, group in enumerate(groups):
+            bounds = [0, *accumulate(sizes[rank][number] for rank in range(len(sizes)))]
+            offset = 0
+            for place, (name, shape) in enumerate(group.items()):
+                numel = math.prod(shape)
+                self._shapes[name] = tuple(shape)
+                self._pieces[name] = [
+                    Piece(rank, number, max(offset, low) - low, min(offset + numel, high) - low)
+                    for rank, (low, high) in enumerate(pairwise(bounds))
+                    if max(offset, low) < min(offset + numel, high)
+                ]
+                offset += numel + (paddings[number][place] if paddings else 0)
+            self._check_size(offset, bounds[-1], 2 * len(sizes))
+
+    def _lay_out_stage_3(self, shapes: dict[str, Any], sizes: list[list[int]]) -> None:
+        world_size, offset = len(sizes), 0
+        for name, shape in shapes.items():
+            share = math.ceil(math.prod(shape) / world_size)
+            self._shapes[name] = tuple(shape)
+            self._pieces[name] = [
+                Piece(rank, number, max(offset, low) - low, min(offset + share, high) - low)
+                for rank in range(world_size)
+                for number, (low, high) in enumerate(_runs(sizes[rank]))
+                if max(offset, low) < min(offset + share, high)
+            ]
+            offset += share
+        for rank in range(world_size):
+            self._check_size(offset, sum(sizes[rank]), 1)
+
+    def _check_size(self, wanted: int, found: int, align: int) -> None:
+        if math.ceil(wanted / align) != math.ceil(found / align):
+            raise InputError(
+                f"{self.directory}: its shapes ask for {wanted} elements, its files hold {found}; "
+                "are they of one checkpoint?"
+            )
+
+    def _list_others(self) -> None:
+        """What is not trained. ZeRO-3 leaves empty tensors in `module`; ZeRO-1 keeps frozen weights only there."""
+        state = self._models[0].value
+        frozen = state.get("frozen_param_shapes") or {}
+        self._shapes.update({name: tuple(shape) for name, shape in frozen.items()})
+        buffers = set(state.get("buffer_names") or ())
+        shared = set(dict(state.get("shared_params") or {}))
+        for name, value in state["module"].items():
+            if name not in self._shapes and name not in shared and (value.numel() or name in buffers):
+                self._shapes[name] = tuple(value.shape)
+
+
+def _runs(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    bounds = [0, *accumulate(sizes)]
+    return pairwise(bounds)
+
+
+def _by_rank(directory: Path, pattern: str) -> list[Path]:
+    return sorted(directory.glob(pattern), key=_rank_of)
+
+
+def _rank_of(file: Path) -> int:
+    found = re.search(r"pp_rank_(\d+)", file.name)
+    return int(found[1]) if found else 0
