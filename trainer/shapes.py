@@ -13,13 +13,7 @@ from models.config import (
     DecoderLanguage,
     LanguageConfig,
     LinearProjector,
-    MlpProjector,
-    ModelConfig,
-    OpenClipVision,
-    ProjectorConfig,
-    TransformersVision,
-)
-from models.errors import InputError
+    Mlfrom models.errors import InputError
 from models.source import directory_of, read_json
 from models.spec import AnyResImage
 
@@ -109,11 +103,10 @@ class ModelShape:
 
 def read_shape(model: ModelConfig) -> ModelShape:
     """`model_shape` with each part's config.json read from where its weights lie."""
-    paths = [getattr(part, "path", None) for part in (model.vision, model.language)]
-    if None in paths:
+    if isinstance(model.vision, OpenClipVision) or isinstance(model.language, DecoderLanguage):
         raise InputError("model: the cost of a part without a config.json is not computed from its shapes yet")
-    vision, language = (read_json(directory_of(path), "config.json") for path in paths)
-    return model_shape(model, vision, language)
+    vision = read_json(directory_of(model.vision.path), "config.json")
+    return model_shape(model, vision, read_json(directory_of(model.language.path), "config.json"))
 
 
 def model_shape(model: ModelConfig, vision: Mapping[str, Any], language: Mapping[str, Any]) -> ModelShape:
