@@ -103,8 +103,8 @@ class TokenTable:
 def predict(module: TrainStep, engine: Evaluating, batch: Batch) -> TokenTable:
     """What the model predicts for one micro-batch on its device. Every rank must call it: it goes through the engine.
 
-    The logits are those that the loss is taken of: they are caught behind the language model's output head, the first
-    ones where an objective asks it several times.
+    The logits are those that the loss is taken of: they are caught behind the language model's output head, which the
+    loss asks for some of the targets at a time.
     """
     caught: list[Tensor] = []
     head = module.vlm.language.get_output_embeddings()
@@ -116,7 +116,7 @@ def predict(module: TrainStep, engine: Evaluating, batch: Batch) -> TokenTable:
         hook.remove()
     targets_BL = batch.targets_BL.cpu()
     supervised_BL = targets_BL != IGNORE_INDEX
-    predictions_K = caught[0] if caught else torch.empty(0, dtype=torch.int64)
+    predictions_K = torch.cat(caught) if caught else torch.empty(0, dtype=torch.int64)
     if predictions_K.numel() != int(supervised_BL.sum()):
         raise InputError("tracking.token_table_every_steps: this objective does not predict one token at each target")
     predictions_BL = torch.full_like(targets_BL, IGNORE_INDEX)

@@ -13,7 +13,13 @@ from models.config import (
     DecoderLanguage,
     LanguageConfig,
     LinearProjector,
-    Mlfrom models.errors import InputError
+    MlpProjector,
+    ModelConfig,
+    OpenClipVision,
+    ProjectorConfig,
+    TransformersVision,
+)
+from models.errors import InputError
 from models.source import directory_of, read_json
 from models.spec import AnyResImage
 
