@@ -15,6 +15,7 @@ CORE = [
     "deepspeed>=0.19",
     "ninja",
     "webdataset>=1.0",
+    "fsspec>=2024.6",
     "numpy>=2.0",
     "pandas>=2.2",
     "pyarrow>=17.0",

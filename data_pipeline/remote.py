@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from models.errors import InputError
 
@@ -130,13 +131,29 @@ def _download(url: str, target: Path) -> None:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as source, target.open("wb") as stream:
             shutil.copyfileobj(source, stream, _CHUNK_BYTES)
         return
+    filesystem, path = _s3(url) if url.startswith("s3://") else _other(url)
+    filesystem.get_file(path, str(target))
+
+
+def _s3(url: str) -> tuple[Any, str]:
+    """pyarrow's client in fsspec's interface: it comes with pyarrow, where s3fs would bring all of botocore.
+
+    Keys and endpoint are those of the AWS tools: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ~/.aws, the instance's role.
+    """
+    from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
+    from pyarrow.fs import FileSystem  # type: ignore[import-untyped]
+
+    store, path = FileSystem.from_uri(url)
+    return ArrowFSWrapper(store), path
+
+
+def _other(url: str) -> tuple[Any, str]:
     import fsspec  # type: ignore[import-untyped]
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        return fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise RemoteError(f"{url}: {error}") from None
-    filesystem.get_file(path, str(target))
 
 
 @contextmanager

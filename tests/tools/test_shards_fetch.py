@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import stat
 import threading
 import zipfile
@@ -353,3 +354,22 @@ def test_conceptual_captions_go_through_img2dataset(
     assert f"--url_list={table}" in called
     assert "--output_format=webdataset" in called
     assert f"tools.shards index {out}/shards" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("img2dataset") is None, reason="needs a real one: `pipx install img2dataset`")
+def test_the_real_img2dataset_writes_what_we_read(
+    mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        Handler.files[f"/{number}.jpg"] = picture_bytes(number, (640, 480), "JPEG")
+    path = next(path for path in Handler.files if path.endswith(".tsv"))
+    Handler.files[path] = "".join(f"caption {n}\t{mirror}/{n}.jpg\n" for n in range(4)).encode()  # one is gone
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert run("conceptual-captions", tmp_path / "out", mirror) == 0
+    shards = tmp_path / "out" / "shards"
+    assert run_cli(main, ["index", str(shards), "--quiet", "--jobs", "1"]) == 0
+    assert run_cli(main, ["check", str(shards), "--quiet", "--jobs", "1"]) == 0
+    index = ShardIndex(shards)
+    assert sorted(turns[1] for turns in spoken(shards)) == [f"caption {n}" for n in range(3)]
+    pictures = [member for n in range(3) for member in index.entry(n).members if member.extension == "jpg"]
+    assert {(picture.width, picture.height) for picture in pictures} == {(512, 384)}

@@ -75,7 +75,7 @@ def _joined(questions: Path, annotations: Path) -> Iterator[Asked]:
 
 
 def _single(path: Path) -> Iterator[Asked]:
-    """TextVQA's {"data": [{image_id, question, answers: [text]}]}, or VizWiz's [{image, question, answers: [{answer}]}].
+    """TextVQA's {"data": [{image_id, question, answers: [text]}]} or VizWiz's [{image, question, answers: [{answer}]}].
 
     VizWiz's questions that cannot be answered are kept: their answer is "unanswerable", as most annotators said.
     """
