@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,79 +55,64 @@ class Place:
     stop: int
 
 
-def write_checkpoint(
-    root: Path,
-    step: int,
-    *,
-    fragments: Iterable[Fragment],
-    given: dict[str, Tensor],
-    state: dict[str, Any],
-    ranks: Ranks,
-) -> Path:
-    """Write `root/step_NNNNNN` together with all ranks; its path. Every rank must call it at the same step.
+@dataclass(frozen=True)
+class Share:
+    """What one rank writes: for each file its flat tensors on the host, and where their slices lie."""
 
-    Raises OSError on every rank where any of them could not write (a full disk, say); older checkpoints stay.
-    """
-    final = root / f"step_{step:06d}"
-    temporary = root / f".{final.name}.tmp"
-    if ranks.is_first:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    ranks.barrier()
-    digests, fault = _write_share(temporary, fragments, given if ranks.is_first else {}, ranks)
-    answers = ranks.gather((digests, fault))
-    faults = [f"rank {rank}: {fault}" for rank, (_, fault) in enumerate(answers) if fault]
-    if not faults and ranks.is_first:
-        files = {name: entry for share, _ in answers for name, entry in share.items()}
-        try:
-            _commit(temporary, final, state, files)
-        except OSError as error:
-            faults = [str(error)]
-    faults = [fault for fault_list in ranks.gather(faults) for fault in fault_list]
-    if faults:
-        if ranks.is_first:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"checkpoint {final.name} not written: {'; '.join(faults)}")
-    return final
+    files: dict[str, tuple[dict[str, Tensor], dict[str, Any]]]
+
+    def write(self, directory: Path) -> dict[str, Any]:
+        """Write and fsync the files; their manifest entries. Raises OSError where the disk refuses."""
+        directory.mkdir(parents=True, exist_ok=True)
+        entries: dict[str, Any] = {}
+        for name, (tensors, slices) in self.files.items():
+            try:
+                save_file(tensors, directory / name, metadata={"slices": json.dumps(slices)})
+            except Exception as error:  # safetensors raises kinds of its own on a full disk
+                if isinstance(error, RuntimeError) or type(error).__name__ == "SafetensorError":
+                    raise OSError(f"{directory / name}: {error}") from error
+                raise
+            entries[name] = _entry(directory / name)
+        return entries
 
 
-def _write_share(
-    directory: Path, fragments: Iterable[Fragment], given: dict[str, Tensor], ranks: Ranks
-) -> tuple[dict[str, Any], str]:
-    """This rank's files: their manifest entries, and what went wrong, if anything did."""
+def take_share(fragments: Iterable[Fragment], given: dict[str, Tensor], ranks: Ranks) -> Share:
+    """Copy what this rank writes, so that training may go on; what is given does not change and is not copied."""
     tensors: dict[str, Tensor] = {}
     slices: dict[str, Any] = {}
     for fragment in fragments:
         slices[fragment.name] = {"start": fragment.start, "shape": list(fragment.shape)}
         for kind, values in ((WEIGHT, fragment.weight), *fragment.moments.items()):
             tensors[f"{kind}/{fragment.name}"] = values.detach().to("cpu", copy=True).contiguous()
-    whole = {name: {"start": 0, "shape": list(value.shape)} for name, value in given.items()}
-    flat = {f"{WEIGHT}/{name}": value.detach().to("cpu", copy=True).reshape(-1) for name, value in given.items()}
-    shares = [(f"rank_{ranks.rank:05d}_of_{ranks.world_size:05d}.safetensors", tensors, slices)]
-    if given:
-        shares.append(("given.safetensors", flat, whole))
-    entries: dict[str, Any] = {}
-    try:
-        for name, contents, layout in shares:
-            save_file(contents, directory / name, metadata={"slices": json.dumps(layout)})
-            entries[name] = _entry(directory / name)
-    except (OSError, RuntimeError) as error:  # safetensors raises its own kind on a full disk
-        return entries, str(error)
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        return entries, str(error)
-    return entries, ""
+    files = {f"rank_{ranks.rank:05d}_of_{ranks.world_size:05d}.safetensors": (tensors, slices)}
+    if given and ranks.is_first:
+        whole = {name: {"start": 0, "shape": list(value.shape)} for name, value in given.items()}
+        flat = {f"{WEIGHT}/{name}": value.detach().cpu().reshape(-1) for name, value in given.items()}
+        files["given.safetensors"] = (flat, whole)
+    return Share(files)
 
 
-def _commit(temporary: Path, final: Path, state: dict[str, Any], files: dict[str, Any]) -> None:
+def name_of(step: int) -> str:
+    """The directory of the checkpoint after `step` optimizer steps."""
+    return f"step_{step:06d}"
+
+
+def commit(temporary: Path, final: Path, state: dict[str, Any], files: dict[str, Any]) -> None:
+    """Add state, manifest and COMMIT to the files of all ranks, and give the directory its name.
+
+    A sound checkpoint of that name stays as it is: it holds the same state, and a reader may be at it.
+    """
     write_json(temporary / "state.json", {"version": VERSION, **state})
     files["state.json"] = _entry(temporary / "state.json")
     write_json(temporary / "manifest.json", {"version": VERSION, "files": files})
     (temporary / COMMIT).touch()
     sync(temporary / COMMIT)
     sync(temporary)
-    shutil.rmtree(final, ignore_errors=True)
+    if final.is_dir():
+        if fault_of(final) is None:
+            shutil.rmtree(temporary)
+            return
+        shutil.rmtree(final)
     temporary.rename(final)
     sync(final.parent)
 
@@ -137,12 +122,13 @@ def _entry(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
-def remove_old(root: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints, and clear what broken-off writes left behind."""
+def remove_old(root: Path, keep: int, spare: Collection[str] = ()) -> None:
+    """Keep the newest `keep` checkpoints and those named in `spare`; clear what broken-off writes left behind."""
     for temporary in root.glob(".step_*.tmp"):
         shutil.rmtree(temporary, ignore_errors=True)
     for old in sorted(root.glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
+        if old.name not in spare:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def fault_of(directory: Path) -> str | None:

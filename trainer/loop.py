@@ -1,92 +1,216 @@
 """The one loop: for every stage, objective and family.
 
-    rows -> micro-batches -> count the targets of the whole global batch -> forward, backward -> step -> log -> save
+    draw -> step -> count -> log -> validate -> save -> stop?
 
-A step divides the sum of losses by the number of targets of the whole global batch, known before the first backward;
-so a gradient does not depend on how the rows are split into micro-batches and ranks.
+What a step is stands in `global_step`, what its numbers mean in `guard`, how a checkpoint is written in `saving`.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass
+from typing import Literal
 
-import torch
-
-from data_pipeline.batch import Batch, collate
-from data_pipeline.sample import Row
 from models.errors import InputError
-from models.files import write_json
-from trainer.checkpoint import remove_old
+from models.files import append_line, write_json
+from trainer.checkpoint import name_of
+from trainer.global_step import GlobalBatch, StepResult, next_batch, take_step
+from trainer.meter import Meter
+from trainer.rollback import roll_back
 from trainer.schedule import multiplier, progress, warmup_share
 from trainer.stage import Stage
-from trainer.streams import stream_seed
-from trainer.tracking import Metrics, ProgressLine, Tracker
+from trainer.tracking import ProgressLine, Tracker, memory_metrics
+
+Ending = Literal["finished", "stopped"]
+"""`stopped`: asked to, everything saved; the same command goes on."""
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What one global batch holds, over all ranks."""
+def fit(stage: Stage) -> Ending:
+    """Run a stage from where it stands to its end, or until it is asked to stop.
 
-    targets: float
-    samples: float
-    tokens: float
-    draws: float
-    """Samples drawn from the data for it, those passed over and those still waiting for a row included."""
+    Raises InputError where the data or the numbers leave nothing to go on with; the last checkpoint stands.
+    """
+    return _Run(stage).fit()
 
 
-@dataclass
-class Window:
-    """Sums since the last log line."""
+class _Run:
+    """One start of a stage: the stage, and what only the loop needs."""
 
-    started_s: float
-    loss: float = 0.0
-    correct: float = 0.0
-    targets: float = 0.0
-    samples: float = 0.0
-    tokens: float = 0.0
-    data_wait_s: float = 0.0
-
-
-def fit(stage: Stage) -> None:
-    """Run a stage from where it stands to its end, and mark it finished."""
-    log = stage.recipe.tracking.log_every_steps
-    tracker = _open_tracker(stage)
-    line = ProgressLine(f"{stage.recipe.name}/{stage.name}")
-    warmup = warmup_share(
-        stage.config.schedule,
-        stage.config.duration,
-        epoch_samples=stage.stream.epoch_samples,
-        rows=stage.config.batch.global_rows,
-    )
-    saved_at = stage.consumed.steps
-    window = Window(time.monotonic())
-    while not _is_over(stage):
-        batches, totals, wait_s = _next_batches(stage)
-        if totals.samples == 0:
-            break  # every slot has run out: the last epoch is over
-        factor = multiplier(stage.config.schedule, warmup, _progress(stage))
-        rates = [group.learning_rate * factor for group in stage.groups]
-        loss, correct, norm = _take_step(stage, batches, totals, rates)
-        stage.consumed = stage.consumed.plus(
-            samples=int(totals.samples), tokens=int(totals.tokens), draws=int(totals.draws)
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.tracker = _open_tracker(stage)
+        self.line = ProgressLine(f"{stage.recipe.name}/{stage.name}")
+        self.meter = Meter(stage.groups)
+        self.warmup = warmup_share(
+            stage.config.schedule,
+            stage.config.duration,
+            epoch_samples=stage.stream.epoch_samples,
+            rows=stage.config.batch.global_rows,
         )
-        _add(window, loss, correct, totals, wait_s)
-        if tracker is not None and (stage.consumed.steps % log == 0 or stage.consumed.steps == 1):
-            metrics = _metrics(stage, window, rates, norm)
-            tracker.log(stage.consumed.steps, metrics)
-            line.show(stage.consumed.steps, _progress(stage), metrics)
-            window = Window(time.monotonic())
-        if stage.consumed.steps % stage.config.checkpoint.every_steps == 0:
-            _save(stage)
-            saved_at = stage.consumed.steps
-    if saved_at != stage.consumed.steps:
-        _save(stage)
-    _finish(stage)
-    if tracker is not None:
-        line.close()
-        tracker.close()
+        self.saved_at = stage.consumed.steps if stage.checkpoint is not None else -1
+        self.is_stop = False
+        self.is_stale = False
+        """Whether validation has not got better for so long that the stage ends."""
+
+    def fit(self) -> Ending:
+        """The phases of each step, in order."""
+        self._validate()  # a start that was stopped in the middle of it has it still before itself
+        while not self._is_over() and not self.is_stop:
+            started_s = time.monotonic()
+            self._mark("data")
+            batch = next_batch(self.stage)
+            if batch.samples == 0:
+                break  # every slot has run out: the last epoch is over
+            rates = self._rates()
+            result = take_step(self.stage, batch, rates)
+            self._count(batch, result, rates)
+            self._save_beside(result)
+            self.stage.longest_step_s = max(self.stage.longest_step_s, time.monotonic() - started_s)
+            self.is_stop = self.is_stop or result.sums.is_stop
+        return self._end()
+
+    def _rates(self) -> list[float]:
+        factor = multiplier(self.stage.config.schedule, self.warmup, self._progress())
+        return [group.learning_rate * factor for group in self.stage.groups]
+
+    def _count(self, batch: GlobalBatch, result: StepResult, rates: list[float]) -> None:
+        """Enter what became of a batch into the counters, the ledger and the log; go back where that is the verdict."""
+        stage, sums = self.stage, result.sums
+        is_step = result.verdict.action == "step"
+        if is_step:
+            stage.consumed = stage.consumed.learnt(
+                samples=int(sums.samples), tokens=int(sums.tokens), draws=int(batch.draws)
+            )
+        else:
+            stage.consumed = stage.consumed.skipped(int(batch.draws))
+        step = stage.consumed.steps if is_step else None
+        told = {"loss": result.loss, "targets": sums.targets} if stage.ranks.is_first else {}
+        stage.ledger.write(stage.consumed.batches, step, result.rows, result.left_out, **told)
+        self.meter.add(batch, result)
+        if is_step:
+            self._log(result, rates)
+            self._validate()
+        elif result.verdict.action == "roll back":
+            self._go_back(result.verdict.reason)
+        elif stage.ranks.is_first:
+            number, reason = stage.consumed.batches, result.verdict.reason
+            append_line(stage.directory / "events.jsonl", {"event": "skipped", "batch": number, "reason": reason})
+            print(f"batch {number} skipped: {reason}; weights, moments and learning rate are as before", flush=True)
+
+    def _go_back(self, reason: str) -> None:
+        roll_back(self.stage, reason)
+        self.saved_at = self.stage.consumed.steps
+        if self.tracker is not None:  # the steps after the checkpoint are taken again
+            self.tracker.close()
+            self.tracker = _open_tracker(self.stage)
+
+    def _log(self, result: StepResult, rates: list[float]) -> None:
+        stage, step = self.stage, self.stage.consumed.steps
+        if step != 1 and step % stage.recipe.tracking.log_every_steps != 0:
+            return
+        metrics = self.meter.read(result, rates, stage.consumed)
+        metrics |= {
+            "bad_samples": stage.ranks.sum([float(stage.stream.num_bad)])[0],
+            "rows_left_out": float(stage.guard.num_rows_left_out),
+            "skipped_steps": float(stage.guard.num_skipped_steps),
+            "held_by_saves_s": stage.saver.held_s,
+            **memory_metrics(stage.device),
+        }
+        if self.tracker is not None:
+            self.tracker.log(step, metrics)
+            self.line.show(step, self._progress(), metrics)
+
+    def _validate(self, *, is_last: bool = False) -> None:
+        """Measure, note the best, and keep its checkpoint; the end of patience ends the stage."""
+        stage, config, step = self.stage, self.stage.config.validation, self.stage.consumed.steps
+        if config is None or stage.validator is None or step in {0, stage.best.last_step}:
+            return
+        if not is_last and step % config.every_steps != 0:
+            return
+        self._mark("validation")
+        metrics = stage.validator.run(step, stage.is_asked_to_stop)
+        if metrics is None:
+            self.is_stop = True
+            return
+        if self.tracker is not None:
+            self.tracker.log_validation(step, metrics, stage.validator.answers)
+        if stage.best.offer(metrics[config.metric], step, lower_is_better=config.lower_is_better):
+            self._save()
+        patience = config.early_stopping.patience if config.early_stopping is not None else None
+        self.is_stale = patience is not None and stage.best.num_worse >= patience
+
+    def _save_beside(self, result: StepResult) -> None:
+        """Commit a checkpoint that every rank has written; begin the next one when it is due."""
+        stage = self.stage
+        if stage.saver.is_busy and result.sums.is_saved:
+            stage.finish_save()
+        if stage.consumed.steps % stage.config.checkpoint.every_steps == 0 and result.verdict.action == "step":
+            self._save()
+
+    def _save(self) -> None:
+        if self.saved_at == self.stage.consumed.steps:
+            return
+        if self.stage.saver.is_busy:
+            self.stage.finish_save()
+        self.stage.begin_save()
+        self.saved_at = self.stage.consumed.steps
+
+    def _end(self) -> Ending:
+        """Validate a last time, save, and say how it ended."""
+        stage = self.stage
+        is_finished = not self.is_stop
+        if is_finished:
+            self._validate(is_last=True)
+            is_finished = not self.is_stop
+        self._save()
+        if stage.saver.is_busy:
+            stage.finish_save()
+        if is_finished:
+            self._finish()
+        else:
+            self._tell_stop()
+        if self.tracker is not None:
+            self.line.close()
+            self.tracker.close()
+        return "finished" if is_finished else "stopped"
+
+    def _tell_stop(self) -> None:
+        stage = self.stage
+        reasons = sorted({reason for reason in stage.ranks.gather(stage.interrupt.reason) if reason})
+        if stage.ranks.is_first:
+            print(
+                f"{stage.recipe.name}/{stage.name}: stopped by {', '.join(reasons)} after step {stage.consumed.steps}; "
+                f"saved in {stage.checkpoint}; the same command goes on from there",
+                flush=True,
+            )
+
+    def _finish(self) -> None:
+        stage = self.stage
+        last = stage.directory / "checkpoints" / name_of(stage.consumed.steps)
+        if stage.checkpoint != last:
+            raise InputError(f"{last}: the last checkpoint could not be written; free some space and start again")
+        is_best = stage.config.checkpoint.finish_with == "best" and stage.best.value is not None
+        chosen = last.with_name(name_of(stage.best.step)) if is_best else last
+        if stage.ranks.is_first:
+            if stage.lock is not None:
+                stage.lock.check()
+            ended = {"checkpoint": chosen.name, "steps": stage.consumed.steps, "samples": stage.consumed.samples}
+            write_json(stage.directory / "finished.json", ended)
+            why = "; validation has stopped getting better" if self.is_stale else ""
+            print(
+                f"{stage.recipe.name}/{stage.name}: finished after {stage.consumed.steps} steps{why}; {chosen}",
+                flush=True,
+            )
+        stage.ranks.barrier()
+
+    def _is_over(self) -> bool:
+        """Whether the duration is used up; epochs end when the data does, since packed samples wait for their row."""
+        return self.is_stale or (self.stage.config.duration.unit != "epochs" and self._progress() >= 1.0)
+
+    def _progress(self) -> float:
+        return progress(self.stage.config.duration, self.stage.consumed, self.stage.stream.epoch_samples)
+
+    def _mark(self, phase: str) -> None:
+        self.stage.watch.mark(phase, self.stage.consumed.batches + 1)
 
 
 def _open_tracker(stage: Stage) -> Tracker | None:
@@ -99,116 +223,3 @@ def _open_tracker(stage: Stage) -> Tracker | None:
         recipe=stage.recipe.model_dump(mode="json"),
         resumed_at=stage.consumed.steps,
     )
-
-
-def _is_over(stage: Stage) -> bool:
-    """Whether the duration is used up; epochs end when the data does, since packed samples wait for their row."""
-    return stage.config.duration.unit != "epochs" and _progress(stage) >= 1.0
-
-
-def _progress(stage: Stage) -> float:
-    return progress(stage.config.duration, stage.consumed, stage.stream.epoch_samples)
-
-
-def _next_batches(stage: Stage) -> tuple[list[Batch], Totals, float]:
-    """This rank's micro-batches of the next global batch, what all ranks' hold together, and the seconds waited."""
-    started_s, drawn_before = time.monotonic(), stage.stream.num_drawn
-    rows = stage.stream.next_rows()
-    wait_s = time.monotonic() - started_s
-    batches = [
-        collate(part, stage.text) for part in _split(rows, stage.config.batch.micro_rows, stage.num_micro_batches)
-    ]
-    counts = [
-        float(sum(batch.num_targets for batch in batches)),
-        float(sum(batch.num_samples for batch in batches)),
-        float(sum(batch.num_tokens for batch in batches)),
-        float(stage.stream.num_drawn - drawn_before),
-    ]
-    return batches, Totals(*stage.ranks.sum(counts)), wait_s
-
-
-def _split(rows: list[Row], micro_rows: int, num_micro_batches: int) -> list[list[Row]]:
-    return [rows[index * micro_rows : (index + 1) * micro_rows] for index in range(num_micro_batches)]
-
-
-def _take_step(stage: Stage, batches: list[Batch], totals: Totals, rates: list[float]) -> tuple[float, float, float]:
-    """One optimizer step; the global sums of loss and of right predictions, and the gradient's norm.
-
-    Nothing is stepped when the loss is not finite on any rank: the run stops with its last checkpoint as it was.
-    """
-    torch.manual_seed(stream_seed(stage.recipe.seed, stage.name, "dropout", stage.consumed.steps, stage.ranks.rank))
-    loss_sum = torch.zeros((), dtype=torch.float64, device=stage.device)
-    num_correct = torch.zeros((), dtype=torch.float64, device=stage.device)
-    for index, batch in enumerate(batches):
-        sums = stage.engine.forward(batch.to(stage.device))
-        loss_sum += sums.loss_sum.detach()
-        num_correct += sums.num_correct
-        stage.engine.backward(sums.loss_sum, max(totals.targets, 1.0))
-        if index + 1 < len(batches):
-            stage.engine.end_micro_batch()
-    loss, correct = stage.ranks.sum([float(loss_sum), float(num_correct)])
-    if not math.isfinite(loss):
-        _stop_on_bad_loss(stage, batches, float(loss_sum))
-    return loss, correct, stage.engine.step(rates)
-
-
-def _stop_on_bad_loss(stage: Stage, batches: list[Batch], local_loss: float) -> None:
-    keys = [] if math.isfinite(local_loss) else [key for batch in batches for row in batch.keys for key in row]
-    culprits = [f"rank {rank}: {', '.join(found[:8])}" for rank, found in enumerate(stage.ranks.gather(keys)) if found]
-    raise InputError(
-        f"step {stage.consumed.steps + 1}: the loss is not finite ({'; '.join(culprits)}); the last checkpoint is as "
-        f"it was; lower the learning rate or look at these samples"
-    )
-
-
-def _add(window: Window, loss: float, correct: float, totals: Totals, wait_s: float) -> None:
-    window.loss += loss
-    window.correct += correct
-    window.targets += totals.targets
-    window.samples += totals.samples
-    window.tokens += totals.tokens
-    window.data_wait_s += wait_s
-
-
-def _metrics(stage: Stage, window: Window, rates: list[float], norm: float) -> Metrics:
-    elapsed_s = max(time.monotonic() - window.started_s, 1e-9)
-    per_part = {f"learning_rate/{group.part}": rate for group, rate in zip(stage.groups, rates, strict=True)}
-    return {
-        "loss": window.loss / max(window.targets, 1.0),
-        "token_accuracy": window.correct / max(window.targets, 1.0),
-        "learning_rate": max(rates),
-        **per_part,
-        "gradient_norm": norm,
-        "samples_per_s": window.samples / elapsed_s,
-        "tokens_per_s": window.tokens / elapsed_s,
-        "data_wait_share": window.data_wait_s / elapsed_s,
-        "samples": float(stage.consumed.samples),
-        "tokens": float(stage.consumed.tokens),
-        "bad_samples": float(stage.stream.num_bad),
-    }
-
-
-def _save(stage: Stage) -> None:
-    """Save; a checkpoint that could not be written is a loud line, not the end of the run."""
-    try:
-        stage.save()
-    except OSError as error:
-        if stage.ranks.is_first:
-            print(f"warning: {error}; training goes on, older checkpoints are untouched", flush=True)
-        return
-    if stage.ranks.is_first:
-        remove_old(stage.directory / "checkpoints", stage.config.checkpoint.keep)
-
-
-def _finish(stage: Stage) -> None:
-    checkpoint = stage.directory / "checkpoints" / f"step_{stage.consumed.steps:06d}"
-    if not checkpoint.is_dir():
-        raise InputError(f"{checkpoint}: the last checkpoint could not be written; free some space and start again")
-    if stage.ranks.is_first:
-        write_json(
-            stage.directory / "finished.json", {"checkpoint": checkpoint.name, "samples": stage.consumed.samples}
-        )
-        print(
-            f"{stage.recipe.name}/{stage.name}: finished after {stage.consumed.steps} steps; {checkpoint}", flush=True
-        )
-    stage.ranks.barrier()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.errors import InputError
 from trainer.config import Duration, Schedule
@@ -13,18 +13,27 @@ from trainer.config import Duration, Schedule
 class Consumed:
     """What a stage has used up so far, over all ranks.
 
-    `tokens` counts image tokens and leaves padding out; `draws` counts every sample taken from the data, those that
-    were passed over too, so that an epoch has a fixed number of them.
+    `steps`, `samples` and `tokens` count what was learnt from; tokens with image tokens and without padding. `draws`
+    counts every sample taken from the data, those that were passed over too, so that an epoch has a fixed number of
+    them; `batches` every global batch, skipped ones too. After a skipped step only these two have grown, so that the
+    learning rate is what it was (where the duration is in epochs, the data that was passed is still behind it).
     """
 
     steps: int = 0
     samples: int = 0
     tokens: int = 0
     draws: int = 0
+    batches: int = 0
 
-    def plus(self, *, samples: int, tokens: int, draws: int) -> Consumed:
+    def learnt(self, *, samples: int, tokens: int, draws: int) -> Consumed:
         """The state after one more optimizer step on so many samples and tokens."""
-        return Consumed(self.steps + 1, self.samples + samples, self.tokens + tokens, self.draws + draws)
+        return Consumed(
+            self.steps + 1, self.samples + samples, self.tokens + tokens, self.draws + draws, self.batches + 1
+        )
+
+    def skipped(self, draws: int) -> Consumed:
+        """The state after a global batch that nothing was learnt from."""
+        return replace(self, draws=self.draws + draws, batches=self.batches + 1)
 
 
 def progress(duration: Duration, consumed: Consumed, epoch_samples: int) -> float:

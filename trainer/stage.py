@@ -3,7 +3,8 @@
     recipe --facts--> stream
            --weights, init or resume--> model --tuning plan--> groups --objective--> TrainStep --> engine
     RUN/recipe.json                          the recipe, resolved
-    RUN/STAGE/checkpoints/, metrics.jsonl, quarantine.jsonl, finished.json
+    RUN/lock.json                            who writes here
+    RUN/STAGE/checkpoints/, ledger/, ranks/, metrics.jsonl, events.jsonl, quarantine.jsonl, finished.json
 
 Starting from another stage (`load_given`, weights only) and resuming (`resume`, everything) are two functions.
 """
@@ -26,21 +27,27 @@ from models.errors import InputError
 from models.files import write_json
 from models.spec import TextSpec
 from models.vlm import VLM
+from trainer.best import Best
 from trainer.built import check_built
-from trainer.checkpoint import WEIGHT, CheckpointReader, newest, write_checkpoint
+from trainer.checkpoint import WEIGHT, CheckpointReader, name_of
 from trainer.config import StageConfig
 from trainer.engine import Engine, start_distributed
+from trainer.guard import Guard
+from trainer.interrupt import Interrupt
+from trainer.ledger import Ledger
+from trainer.lock import RunLock
 from trainer.objectives import build_objective
 from trainer.ranks import Ranks
 from trainer.recipe import Recipe
+from trainer.resume import last_rollback_to, resume_point
+from trainer.saving import Saver
 from trainer.schedule import Consumed
 from trainer.step import TrainStep
 from trainer.streams import stream_seed
 from trainer.tuning import ParameterGroup, apply_plan
+from trainer.validation import Validator, open_measure
+from trainer.watch import Watch
 from trainer.weights import base_digests, finished_checkpoint, load_weights
-
-FREE_ON_RESUME = {"engine": None, "checkpoint": None, "validation": None, "data": "num_workers", "batch": "micro_rows"}
-"""What may change between a start and its resumption, whole fields or one key of a field: it says how, not what."""
 
 
 @dataclass
@@ -61,33 +68,61 @@ class Stage:
     record: dict[str, Any]
     """What every checkpoint of this stage says of itself besides the state of the run."""
     consumed: Consumed
+    guard: Guard
+    best: Best
+    interrupt: Interrupt
+    lock: RunLock | None
+    """Held by the first rank."""
+    watch: Watch
+    saver: Saver
+    ledger: Ledger
+    validator: Validator | None
+    checkpoint: Path | None = None
+    """The last one that was committed."""
+    longest_step_s: float = 0.0
 
     @property
     def num_micro_batches(self) -> int:
         """Micro-batches a step, the same on every rank; a rank with fewer rows fills up with empty ones."""
         return micro_batches(self.config, self.ranks.world_size)
 
-    def save(self) -> Path:
-        """Write a checkpoint of the state after the last step."""
+    def is_asked_to_stop(self) -> bool:
+        """Whether this rank knows of a reason to stop; what the others know, only a sum over the ranks tells."""
+        return self.interrupt.is_due(self.longest_step_s, self.saver.longest_s)
+
+    def begin_save(self) -> None:
+        """Start to write a checkpoint of the state after the last step; every rank must call it at the same step."""
+        self.watch.mark("saving", self.consumed.steps)
+        self.ledger.sync()
         state = {
             **self.record,
             "consumed": asdict(self.consumed),
             "num_updates": self.engine.num_updates,
             "stream": merge_states(self.ranks.gather(self.stream.state_dict())),
+            "guard": self.guard.state_dict(),
+            "best": self.best.state_dict(),
         }
-        return write_checkpoint(
-            self.directory / "checkpoints",
-            self.consumed.steps,
-            fragments=self.engine.fragments(),
-            given=self.given,
-            state=state,
-            ranks=self.ranks,
-        )
+        self.saver.begin(self.consumed.steps, fragments=self.engine.fragments(), given=self.given, state=state)
+
+    def finish_save(self) -> None:
+        """Commit the checkpoint on its way. One that cannot be written is a loud line, not the end of the run."""
+        written = self.saver.name
+        fault = self.saver.finish(spare=[name_of(self.best.step)])
+        if not fault:
+            self.checkpoint = self.directory / "checkpoints" / written
+        elif self.ranks.is_first:
+            print(f"warning: {fault}; training goes on, older checkpoints are untouched", flush=True)
 
     def close(self) -> None:
-        """End the data workers and leave the process group."""
+        """End the data workers, let go of the engine, and give the run directory back."""
         self.stream.close()
+        if self.validator is not None:
+            self.validator.close()
         self.engine.close()
+        self.ledger.close()
+        self.watch.close()
+        if self.lock is not None:
+            self.lock.release()
 
 
 def micro_batches(config: StageConfig, world_size: int) -> int:
@@ -96,7 +131,7 @@ def micro_batches(config: StageConfig, world_size: int) -> int:
     return math.ceil(rows_per_rank / config.batch.micro_rows)
 
 
-def open_stage(recipe: Recipe, name: str, ranks: Ranks) -> Stage:
+def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | None = None) -> Stage:
     """Build a stage; it goes on from its newest sound checkpoint where there is one, else starts from its `init`.
 
     What a person can have got wrong is looked at first, before the ranks meet and before anything is written.
@@ -105,40 +140,92 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks) -> Stage:
     check_built(recipe, name)
     given_from = _init_reader(recipe, config)
     facts = read_facts(recipe.model, config.data.max_length)
+    measure = open_measure(recipe, name, facts)
     stream = _open_stream(recipe, name, facts, ranks, directory)
-    device = start_distributed(ranks)
+    device = start_distributed(ranks, 1.5 * config.guard.rank_timeout_s)
+    lock = take_lock(Path(recipe.run), ranks)
+    watch = Watch(directory / "ranks", ranks, config.guard.rank_timeout_s)
     record = _record(recipe, name, facts, ranks)
-    reader = _resume_point(directory, record, ranks)
+    reader = resume_point(directory, record, ranks)
     _write_recipe(recipe, directory, ranks)
     vlm, groups, given = _prepare_model(recipe, name, facts, given_from)
     if reader is not None:
         load_weights(vlm, reader)
     engine = _build_engine(config, vlm.to(device), groups, ranks)
-    consumed = Consumed()
+    consumed, guard, best = Consumed(), Guard(config.guard), Best()
     if reader is not None:
-        engine.load_moments(reader.read, int(reader.state["num_updates"]))
-        stream.load_state_dict(reader.state["stream"])
-        consumed = Consumed(**reader.state["consumed"])
+        consumed, best = load_progress(directory, reader, engine, stream, guard), Best(**reader.state["best"])
+    saver = Saver(
+        directory / "checkpoints",
+        ranks,
+        keep=config.checkpoint.keep,
+        token=ranks.gather(lock.holder.token if lock is not None else "")[0],
+        check=lock.check if lock is not None else lambda: None,
+    )
+    ledger = Ledger(directory / "ledger", ranks, resumed_at=consumed.batches, facts={"engine": config.engine.zero})
+    validator = None
+    if measure is not None:
+        validator = Validator(
+            measure, module=engine.module, engine=engine, ranks=ranks, device=device, directory=directory
+        )
     return Stage(
-        recipe, name, config, directory, ranks, device, facts.text, groups, engine, stream, given, record, consumed
+        recipe=recipe,
+        name=name,
+        config=config,
+        directory=directory,
+        ranks=ranks,
+        device=device,
+        text=facts.text,
+        groups=groups,
+        engine=engine,
+        stream=stream,
+        given=given,
+        record=record,
+        consumed=consumed,
+        guard=guard,
+        best=best,
+        interrupt=interrupt or Interrupt({}),
+        lock=lock,
+        watch=watch,
+        saver=saver,
+        ledger=ledger,
+        validator=validator,
+        checkpoint=reader.directory if reader is not None else None,
     )
 
 
-def _resume_point(directory: Path, record: dict[str, Any], ranks: Ranks) -> CheckpointReader | None:
-    """The newest sound checkpoint, chosen by the first rank for all; it must have been made by this same stage."""
-    found: Path | None = None
+def load_progress(
+    directory: Path, reader: CheckpointReader, engine: Engine, stream: RowStream, guard: Guard
+) -> Consumed:
+    """Moments, guard and data from a checkpoint, the data from where a rollback to it went on; what is consumed.
+
+    The weights are loaded elsewhere: into the model before an engine is built, or into the engine.
+    """
+    engine.load_moments(reader.read, int(reader.state["num_updates"]))
+    guard.load_state_dict(reader.state["guard"])
+    state = reader.state
+    rollback = last_rollback_to(directory, reader.directory.name, state["consumed"]["batches"])
+    if rollback is not None:
+        state = rollback
+    stream.load_state_dict(state["stream"])
+    return Consumed(**state["consumed"])
+
+
+def take_lock(run: Path, ranks: Ranks) -> RunLock | None:
+    """The first rank takes the run directory for all; InputError on every rank where another process has it."""
+    lock, fault = None, ""
     if ranks.is_first:
-        found, passed_over = newest(directory / "checkpoints")
-        for reason in passed_over:
-            print(f"passed over {reason}", flush=True)
-    found = ranks.gather(found)[0]
-    if found is None:
-        return None
-    reader = CheckpointReader(found)
-    check_same(record, reader)
-    if ranks.is_first:
-        print(f"going on from {found}", flush=True)
-    return reader
+        try:
+            lock = RunLock(run)
+        except InputError as error:
+            fault = str(error)
+    fault = ranks.gather(fault)[0]
+    if fault:
+        raise InputError(fault)
+    if lock is not None and lock.replaced is not None:
+        gone = lock.replaced
+        print(f"{run}: took over from process {gone.pid} on {gone.host}, which has ended", flush=True)
+    return lock
 
 
 def _write_recipe(recipe: Recipe, directory: Path, ranks: Ranks) -> None:
@@ -215,31 +302,7 @@ def _record(recipe: Recipe, name: str, facts: Facts, ranks: Ranks) -> dict[str, 
         "model": recipe.model.model_dump(mode="json"),
         "config": recipe.stage(name).model_dump(mode="json"),
         "base": ranks.gather(base)[0],
+        "world_size": ranks.world_size,
         "image": facts.image.model_dump(mode="json"),
         "weight_kind": WEIGHT,
     }
-
-
-def check_same(record: dict[str, Any], reader: CheckpointReader) -> None:
-    """Raise InputError that lists the fields in which a run differs from the checkpoint it would go on from."""
-    differing = []
-    for field in ("seed", "model", "base"):
-        if record[field] != reader.state[field]:
-            differing.append(field)
-    before, now = _binding(reader.state["config"]), _binding(record["config"])
-    differing += [field for field in now if now[field] != before.get(field)]
-    if differing:
-        raise InputError(
-            f"{reader.directory}: made with another {', '.join(differing)}; "
-            f"take those of {reader.directory.parents[2] / 'recipe.json'}, or start anew with run=ANOTHER_DIRECTORY"
-        )
-
-
-def _binding(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a stage's configuration that a resumption must share."""
-    binding = {}
-    for field, value in config.items():
-        free = FREE_ON_RESUME.get(field, "")
-        if free is not None:
-            binding[field] = {key: inner for key, inner in value.items() if key != free} if free else value
-    return binding

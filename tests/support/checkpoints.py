@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models.build import build_vlm, read_facts
 from models.files import write_json
-from trainer.checkpoint import Fragment, write_checkpoint
+from trainer.checkpoint import Fragment, name_of
 from trainer.ranks import Ranks
 from trainer.recipe import Recipe
+from trainer.saving import Saver
 from trainer.tuning import apply_plan
 from trainer.weights import base_digests
+
+
+def write_checkpoint(
+    root: Path, step: int, *, fragments: Iterable[Fragment], given: dict[str, Tensor], state: dict[str, Any]
+) -> Path:
+    """A checkpoint as one rank that holds everything writes it; OSError where it could not be written."""
+    saver = Saver(root, Ranks(), keep=1000, token="test", check=lambda: None)
+    saver.begin(step, fragments=fragments, given=given, state=state)
+    fault = saver.finish()
+    if fault:
+        raise OSError(fault)
+    return root / name_of(step)
 
 
 def write_finished(recipe: dict[str, Any], stage: str) -> Path:
@@ -34,9 +49,9 @@ def write_finished(recipe: dict[str, Any], stage: str) -> Path:
     state = {
         "base": base_digests(checked),
         "config": json.loads(config.model_dump_json()),
-        "consumed": {"steps": 1, "samples": 1, "tokens": 1, "draws": 1},
+        "consumed": {"steps": 1, "samples": 1, "tokens": 1, "draws": 1, "batches": 1},
     }
-    written = write_checkpoint(directory / "checkpoints", 1, fragments=fragments, given={}, state=state, ranks=Ranks())
+    written = write_checkpoint(directory / "checkpoints", 1, fragments=fragments, given={}, state=state)
     write_json(directory / "finished.json", {"checkpoint": written.name, "samples": 1})
     write_json(Path(checked.run) / "recipe.json", json.loads(checked.model_dump_json()))
     return Path(checked.run)

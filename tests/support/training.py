@@ -33,11 +33,13 @@ def train(ranks: Ranks, recipe: dict[str, Any], stage: str, *, stop_after: int |
     from trainer.stage import open_stage
 
     opened = open_stage(Recipe.model_validate_json(json.dumps(recipe)), stage, ranks)
-    if stop_after is None:
-        fit(opened)
-    else:
-        _fit_until(opened, stop_after)
-    opened.stream.close()
+    try:
+        if stop_after is None:
+            fit(opened)
+        else:
+            _fit_until(opened, stop_after)
+    finally:
+        opened.close()
 
 
 class KilledError(Exception):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,8 @@ import torch
 
 import trainer.checkpoint as checkpoint
 from models.errors import InputError
-from trainer.checkpoint import COMMIT, CheckpointReader, Fragment, fault_of, newest, remove_old, write_checkpoint
-from trainer.ranks import Ranks
+from tests.support.checkpoints import write_checkpoint
+from trainer.checkpoint import COMMIT, CheckpointReader, Fragment, fault_of, newest, remove_old
 
 
 def fragments(fill: float) -> list[Fragment]:
@@ -26,7 +28,7 @@ def fragments(fill: float) -> list[Fragment]:
 def write(root: Path, step: int) -> Path:
     state = {"consumed": {"steps": step}}
     given = {"vision.weight": torch.full((2, 2), float(step))}
-    return write_checkpoint(root, step, fragments=fragments(step), given=given, state=state, ranks=Ranks())
+    return write_checkpoint(root, step, fragments=fragments(step), given=given, state=state)
 
 
 def test_it_reads_back(tmp_path: Path) -> None:
@@ -43,36 +45,45 @@ def test_a_slice_that_no_rank_wrote_is_named(tmp_path: Path) -> None:
         reader.weight("projector.weight")
 
 
-class StopHereError(Exception):
-    """Stands for a process that is killed."""
-
-
-@pytest.mark.parametrize("step", range(12))
-def test_broken_off_at_any_write_the_older_one_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    """Every call that changes the disk is a place to die; the loader finds a complete checkpoint after each."""
-    write(tmp_path, 1)
+def die_at(call_number: int) -> None:
+    """Make this process end, as by SIGKILL, at the n-th call that changes the disk."""
     calls = iter(range(1000))
 
     def dying(function: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
-            if next(calls) == step:
-                raise StopHereError
+            if next(calls) == call_number:
+                os._exit(9)
             return function(*arguments, **options)
 
         return call
 
-    with monkeypatch.context() as patch:
-        for name in ("save_file", "sync", "write_json"):
-            patch.setattr(checkpoint, name, dying(getattr(checkpoint, name)))
-        patch.setattr(Path, "rename", dying(Path.rename))
-        patch.setattr(Path, "touch", dying(Path.touch))
-        with suppress(StopHereError):
+    for name in ("save_file", "sync", "write_json"):
+        setattr(checkpoint, name, dying(getattr(checkpoint, name)))
+    checkpoint.shutil = SimpleNamespace(rmtree=dying(shutil.rmtree))  # type: ignore[assignment]
+    for name in ("rename", "touch", "mkdir"):
+        setattr(Path, name, dying(getattr(Path, name)))
+
+
+@pytest.mark.parametrize("kept", [1, 5])
+def test_killed_at_any_write_a_complete_one_is_found(tmp_path: Path, kept: int) -> None:
+    """Every call that changes the disk is a place to die; the loader finds a complete checkpoint after each."""
+    write(tmp_path, 1)
+    for call_number in range(100):
+        child = os.fork()
+        if child == 0:
+            die_at(call_number)
             write(tmp_path, 2)
-    found, _ = newest(tmp_path)
-    assert found is not None
-    assert CheckpointReader(found).state["consumed"]["steps"] in (1, 2)
+            remove_old(tmp_path, keep=kept)
+            os._exit(0)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        found, _ = newest(tmp_path)
+        assert found is not None
+        assert CheckpointReader(found).state["consumed"]["steps"] in (1, 2)
+        if ended == 0:
+            break
+        assert ended == 9
+        shutil.rmtree(tmp_path / "step_000002", ignore_errors=True)
+    assert call_number > 12
     write(tmp_path, 2)
     remove_old(tmp_path, keep=1)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000002"]
