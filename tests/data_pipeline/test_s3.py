@@ -98,8 +98,8 @@ class Bucket(BaseHTTPRequestHandler):
                 hashlib.sha256(request.encode()).hexdigest(),
             ]
         )
-        parts = [f"AWS4{SECRET}".encode(), date, region, service, end, text]
-        return reduce(lambda key, part: hmac.digest(key, part.encode(), "sha256"), parts[1:], parts[0]).hex()
+        parts, first = [date, region, service, end, text], f"AWS4{SECRET}".encode()
+        return reduce(lambda key, part: hmac.digest(key, part.encode(), "sha256"), parts, first).hex()
 
     def log_message(self, *_arguments: Any) -> None:
         pass
