@@ -1,6 +1,6 @@
 """Checkpoint -> a small bundle in one go: `python -m tools.bundle RUN OUT --to nf4` merges, quantizes and compares.
 
-The merged weights lie beside OUT under a hidden name meanwhile, and go with the command; `--keep-merged DIR` keeps them.
+The merged weights lie beside OUT under a hidden name meanwhile and go with the command; `--keep-merged DIR` keeps them.
 Both comparisons must hold: merged against trained, quantized against merged.
 """
 

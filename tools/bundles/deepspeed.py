@@ -125,6 +125,7 @@ class DeepSpeedCheckpoint:
             raise InputError(f"{tag}: split by tensors too (mp_rank_01); merge those with DeepSpeed first")
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[Piece]] = {}
+        self._shared: dict[str, str] = {}
         self.stage = int(self._state(0).get("zero_stage", 1)) if self._optim else 0
         self._key = "fp32_flat_groups" if self.stage == 3 else "single_partition_of_fp32_groups"
         if self._optim:
@@ -144,7 +145,7 @@ class DeepSpeedCheckpoint:
     @property
     def aliases(self) -> dict[str, str]:
         """Second names of shared parameters: {second name: name}."""
-        shared = self._models[0].value.get("shared_params") or {}
+        shared = self._models[0].value.get("shared_params") or self._shared
         return {alias: name for alias, name in dict(shared).items() if name in self._shapes}
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -251,8 +252,11 @@ class DeepSpeedCheckpoint:
         self._shapes.update({name: tuple(shape) for name, shape in frozen.items()})
         buffers = set(state.get("buffer_names") or ())
         shared = set(dict(state.get("shared_params") or {}))
+        first: dict[int, str] = {}
         for name, value in state["module"].items():
-            if name not in self._shapes and name not in shared and (value.numel() or name in buffers):
+            if self.stage == 0 and value.numel() and first.setdefault(value.data_ptr(), name) != name:
+                self._shared[name] = first[value.data_ptr()]
+            elif name not in self._shapes and name not in shared and (value.numel() or name in buffers):
                 self._shapes[name] = tuple(value.shape)
 
 

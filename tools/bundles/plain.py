@@ -75,12 +75,11 @@ def _over(checkpoint: DeepSpeedCheckpoint, base: Path, alpha: float) -> Iterator
         if mine is not None:
             if checkpoint.shape(mine) != tuple(value.shape):
                 raise InputError(f"{base}: {name} has shape {tuple(value.shape)}, trained was {checkpoint.shape(mine)}")
-            held = checkpoint.read(mine).to(value.dtype)
-            if mine not in trained and not torch.equal(held, value):
-                raise InputError(
-                    f"{base}: {name} differs from what {checkpoint.directory} was trained on; another base?"
-                )
-            value = held
+            held = checkpoint.read(mine)
+            if mine in trained:
+                value = held.to(value.dtype)
+            elif not torch.equal(held, value.to(held.dtype)):
+                raise InputError(f"{base}: {name} is not what {checkpoint.directory} was trained on; another base?")
             used.add(name)
         stem = name.removesuffix(".weight")
         if stem in adapters:
