@@ -63,11 +63,15 @@ class PackedDecoder:
         self._finish = _finish
         self._is_compiled = False
 
+    @property
+    def num_layers(self) -> int:
+        """All decoder layers."""
+        return len(self._decoder.layers)
+
     def recompute(self, num_layers: int) -> None:
         """Keep nothing of `num_layers` layers, evenly spread, but their input; the backward computes them again."""
-        total = len(self._decoder.layers)
-        num_layers = min(num_layers, total)
-        self._recomputed = frozenset(place * total // num_layers for place in range(num_layers))
+        num_layers = min(num_layers, self.num_layers)
+        self._recomputed = frozenset(place * self.num_layers // num_layers for place in range(num_layers))
 
     def compile(self, backend: str = "inductor") -> None:
         """Compile each layer with torch.compile; all layers share what is compiled for the first."""
@@ -81,8 +85,8 @@ class PackedDecoder:
         hidden_1ND, positions_1N = embedded_ND.unsqueeze(0), packed.position_ids_N.unsqueeze(0)
         rotary = self._decoder.rotary_emb(hidden_1ND, positions_1N)
         if self._is_compiled:
-            for varying in (hidden_1ND, *rotary):
-                torch._dynamo.maybe_mark_dynamic(varying, 1)
+            _mark_as_varying(1, *rotary)
+            _mark_as_varying(0, packed.segments.starts_G1, packed.wanted_K)
         layers = list(self._decoder.layers)
         num_whole = len(layers) if packed.wanted_K is None else len(layers) - 1
         for place in range(num_whole):
@@ -94,10 +98,19 @@ class PackedDecoder:
         return normed_1ND.squeeze(0)
 
     def _call(self, place: int, run: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        if self._is_compiled:
+            _mark_as_varying(1, arguments[1])
         if place in self._recomputed and torch.is_grad_enabled():
             recomputed: Tensor = checkpoint(run, *arguments, use_reentrant=False)
             return recomputed
         return run(*arguments)
+
+
+def _mark_as_varying(dimension: int, *tensors: Tensor | None) -> None:
+    """Tell torch.compile that this size changes from batch to batch, before it takes it for a constant."""
+    for tensor in tensors:
+        if tensor is not None:
+            torch._dynamo.maybe_mark_dynamic(tensor, dimension)
 
 
 def _whole(layer: Any, hidden_1ND: Tensor, rotary: tuple[Tensor, Tensor], segments: Segments) -> Tensor:

@@ -25,11 +25,10 @@ LOGITS_AT_ONCE = 2**26
 
 
 def head_losses(
-    head: nn.Module, hidden_KD: Tensor, targets_K: Tensor, *, logits_at_once: int = LOGITS_AT_ONCE
+    head: Any, hidden_KD: Tensor, targets_K: Tensor, *, logits_at_once: int = LOGITS_AT_ONCE
 ) -> tuple[Tensor, Tensor]:
     """The losses [K] in fp32, and how many targets had the largest logit."""
-    weight: Any = head.weight
-    num_rows = max(1, logits_at_once // int(getattr(weight, "ds_shape", weight.shape)[0]))
+    num_rows = max(1, logits_at_once // int(head.out_features))
     if not hidden_KD.requires_grad or any(parameter.requires_grad for parameter in head.parameters()):
         parts = [
             _chunk(head, *part) if not torch.is_grad_enabled() else checkpoint(_chunk, head, *part, use_reentrant=False)

@@ -9,7 +9,21 @@ from torch import nn
 
 from data_pipeline.batch import Batch
 from models.vlm import VLM
+from trainer.config import EngineConfig
 from trainer.objectives import BatchLoss, LossSum
+
+
+def set_up(vlm: VLM, engine: EngineConfig) -> None:
+    """Put the engine's choices that concern the model onto it; after the tuning plan, before the engine is made."""
+    layers = engine.activation_checkpointing
+    vlm.decoder.recompute(vlm.decoder.num_layers if layers is True else int(layers))
+    if engine.compile:
+        vlm.decoder.compile()
+    if engine.precision == "bf16":
+        for module in vlm.modules():
+            # peft would cast an adapter's input to fp32, which autocast casts back: a copy to write and one to keep.
+            if hasattr(module, "cast_input_dtype_enabled"):
+                setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010 - mypy takes it for a tensor
 
 
 class TrainStep(nn.Module):

@@ -14,10 +14,10 @@ from models.build import build_vlm, read_facts
 from models.spec import IGNORE_INDEX, TextSpec
 from models.vlm import VLM
 from tests.support.backbones import IMAGE_SIZE, NUM_IMAGE_TOKENS, tiny_recipe
-from trainer.config import NextToken
+from trainer.config import EngineConfig, NextToken
 from trainer.objectives import NextTokenLoss
 from trainer.recipe import Recipe
-from trainer.step import TrainStep
+from trainer.step import TrainStep, set_up
 
 POISON = 77
 """A token whose embedding is NaN."""
@@ -77,3 +77,19 @@ def test_a_batch_of_which_no_row_is_kept_still_reaches_every_weight(vlm: VLM) ->
     assert (loss, rows) == (0.0, [0.0])
     assert all(not gradient.any() for gradient in found.values())
     assert {"vision", "projector", "language"} == {name.split(".")[0] for name in found}
+
+
+@pytest.mark.parametrize(("asked", "num_layers"), [(False, 0), (1, 1), (True, 2), (40, 2)])
+def test_the_engine_s_choices_reach_the_model(vlm: VLM, asked: bool | int, num_layers: int) -> None:
+    """A recomputed layer runs once more in the backward."""
+    engine = EngineConfig.model_validate({"activation_checkpointing": asked, "precision": "fp32"})
+    set_up(vlm, engine)
+    text = TextSpec(max_length=128, image_token_id=vlm.image_token_id, pad_token_id=0, vocab_size=80)
+    runs: list[int] = []
+    norms = [layer.input_layernorm for layer in vlm.language.model.layers]
+    hooks = [norm.register_forward_hook(lambda *_: runs.append(1)) for norm in norms]
+    gradients(vlm, collate([(sample(text, 1, 1),)], text), None)
+    for hook in hooks:
+        hook.remove()
+    set_up(vlm, EngineConfig(precision="fp32"))
+    assert len(runs) == 2 + num_layers

@@ -132,9 +132,6 @@ def build_ours(peer: Any, shape: Shape) -> VLM:
         language.tie_weights()
     language.model.rotary_emb = peer.model.language_model.rotary_emb
     theirs = peer.model.multi_modal_projector
-    projector = build_projector(MlpProjector(), vision.width, shape.language["hidden_size"])
-    projector = projector.to(theirs.linear_1.weight.device, torch.float32)
-    projector.load_state_dict(theirs.state_dict())
     image = ImageSpec(
         size=shape.vision["image_size"],
         patch_size=shape.vision["patch_size"],
@@ -142,8 +139,10 @@ def build_ours(peer: Any, shape: Shape) -> VLM:
         mean=CLIP_MEAN,
         std=CLIP_STD,
     )
-    vlm = VLM(vision, projector, language, image=image, text=shape.text)
-    return vlm.to(theirs.linear_1.weight.device).eval()
+    with theirs.linear_1.weight.device:
+        projector = build_projector(MlpProjector(), vision.width, shape.language["hidden_size"])
+        projector.load_state_dict(theirs.state_dict())
+        return VLM(vision, projector, language, image=image, text=shape.text).eval()
 
 
 class PeerStep(nn.Module):

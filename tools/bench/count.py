@@ -1,0 +1,84 @@
+"""What a step computes and keeps, counted exactly on any device, or without one on tensors that have no values.
+
+Owns the two counters: FLOPs by torch's own counter, and the bytes that autograd keeps for the backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class SavedBytes:
+    """Storages that autograd holds for a backward, each counted once; those of `resident` tensors are not."""
+
+    def __init__(self, resident: Iterable[Tensor]) -> None:
+        self._resident = {tensor.untyped_storage()._cdata for tensor in resident}
+        self._holders: dict[int, int] = {}
+        self.total = 0
+        """Bytes held now."""
+
+    def hold(self, tensor: Tensor) -> _Held:
+        """A tensor is saved."""
+        storage = tensor.untyped_storage()
+        held = _Held(self, tensor, 0 if storage._cdata in self._resident else storage.nbytes())
+        if not self._holders.get(storage._cdata):
+            self.total += held.num_bytes
+        self._holders[storage._cdata] = self._holders.get(storage._cdata, 0) + 1
+        return held
+
+    def let_go(self, held: _Held) -> None:
+        """It is not needed any more."""
+        address = held.tensor.untyped_storage()._cdata
+        self._holders[address] -= 1
+        if not self._holders[address]:
+            self.total -= held.num_bytes
+
+
+class _Held:
+    """What autograd's graph holds in a saved tensor's place; it goes with the graph."""
+
+    def __init__(self, owner: SavedBytes, tensor: Tensor, num_bytes: int) -> None:
+        self.owner, self.tensor, self.num_bytes = owner, tensor, num_bytes
+
+    def __del__(self) -> None:
+        self.owner.let_go(self)
+
+
+@contextmanager
+def counting_saved_bytes(module: nn.Module | None = None) -> Iterator[SavedBytes]:
+    """Count what is saved for the backward inside, `module`'s own parameters and buffers left out."""
+    saved = SavedBytes([*module.parameters(), *module.buffers()] if module is not None else [])
+    with torch.autograd.graph.saved_tensors_hooks(saved.hold, lambda held: held.tensor):
+        yield saved
+
+
+def empty_of_values(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """The module with tensors of the same shapes without values, shared where they were shared; on the CPU."""
+    made: dict[int, Tensor] = {}
+    with mode:
+        for each in module.modules():
+            kinds: tuple[dict[str, Any], ...] = (each._parameters, each._buffers)
+            for kind in kinds:
+                for name, tensor in kind.items():
+                    if tensor is not None:
+                        kind[name] = made.setdefault(id(tensor), _empty_like(tensor))
+    return module
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def flops_of(run: Callable[[], object]) -> int:
+    """FLOPs of matrix products, convolutions and attention in `run`; attention as if nothing were masked."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
