@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import GroupPacking, PadPacking, RowPacking
-from data_pipeline.fetch import Encode, Fetcher
+from data_pipeline.fetch import Encode, Fetcher, Naming
 from data_pipeline.mixture import Plan
 from data_pipeline.packing import Packer
 from data_pipeline.read_ahead import ReadAhead
@@ -88,6 +88,7 @@ class RowStream:
         self.fingerprint, self.seed, self.num_slots, self.slots = fingerprint, seed, num_slots, slots
         self._plan = plan
         self._limits = limits
+        self._encode = encode
         self._fetcher = Fetcher(encode, num_workers)
         self._read_ahead = read_ahead
         self._ahead = max(2, -(-4 * num_workers // len(slots))) if num_workers else 0
@@ -143,6 +144,10 @@ class RowStream:
     def epoch_samples(self) -> int:
         """Samples in one epoch of the whole global batch, all ranks' slots together."""
         return sum(self._plan.slot_length(slot) for slot in range(self.num_slots))
+
+    def name_of(self, draw: Draw) -> tuple[str, str]:
+        """(shard, key) of a draw of any slot, without reading it; ("", "") where the encoder knows no names."""
+        return self._encode.name_of(draw) if isinstance(self._encode, Naming) else ("", "")
 
     def exclude(self, samples: Iterable[tuple[str, str]]) -> None:
         """Pass over these (shard, key) from the next draw on, as if they were broken: told alike on every rank."""

@@ -142,19 +142,16 @@ class Engine:
                 sums[group] += share * float(torch.stack(list(norms)).square().sum())
         return sums
 
-    def step(self, learning_rates: list[float], divisor: float, norm: float) -> None:
-        """Update the weights with the gradient / divisor, clipped, at one learning rate a group.
-
-        `norm` is the whole gradient's norm as it lies there, before the division.
-        """
+    def step(self, learning_rates: list[float], norm: float) -> None:
+        """Update the weights at one learning rate a group, with the gradient clipped by its norm, which is `norm`."""
         for group, rate in zip(self._optimizer.param_groups, learning_rates, strict=True):
             group["lr"] = rate
-        divisor *= max(1.0, norm / divisor / self._clip_norm)
+        divisor = max(1.0, norm / self._clip_norm)
         if self._zero_stage > 0:
             # What DeepSpeed calls an external loss scale: it divides gradients by it, in every stage. It would multiply
             # the next loss by it, too, so it is taken back below.
             self._optimizer.custom_loss_scaler, self._optimizer.external_loss_scale = True, divisor
-        elif divisor != 1.0:
+        elif divisor > 1.0:
             for parameter in self._parameters:
                 if parameter.grad is not None:
                     parameter.grad.div_(divisor)

@@ -81,7 +81,7 @@ class StepResult:
     loss: float
     """The mean over the targets."""
     norm: float
-    """The gradient's, of that mean."""
+    """The gradient's."""
     rows: list[Row]
     """This rank's rows that it was computed from."""
     left_out: list[Row]
@@ -99,7 +99,7 @@ def next_batch(stage: Stage) -> GlobalBatch:
     wait_s = time.monotonic() - started_s
     samples = [sample for row in rows for sample in row]
     counts = [
-        float(sum(sample.num_targets for sample in samples)),
+        float(_num_targets(rows)),
         float(len(samples)),
         float(sum(sample.num_tokens for sample in samples)),
         float(stage.stream.num_drawn - drawn_before),
@@ -117,8 +117,8 @@ def take_step(stage: Stage, batch: GlobalBatch, rates: list[float]) -> StepResul
 
     After any other verdict than "step" the gradient is gone and weights and moments are as they were.
     """
-    rows = batch.rows
-    sums = _compute(stage, rows, batch.targets)
+    rows, targets = batch.rows, batch.targets
+    sums = _compute(stage, rows, targets)
     left_out: list[Row] = []
     if sums.num_bad_rows > 0:
         stage.engine.discard()
@@ -126,14 +126,15 @@ def take_step(stage: Stage, batch: GlobalBatch, rates: list[float]) -> StepResul
         _report(stage, _search(stage, left_out, "forward"), "a row is left out")
         stage.guard.num_rows_left_out += int(sums.num_bad_rows)
         rows = [() if place in sums.bad_rows else row for place, row in enumerate(rows)]
-        sums = _compute(stage, rows, batch.targets)
-    loss = sums.loss / sums.targets if sums.targets else math.nan
-    norm = sums.norm * batch.targets / max(sums.targets, 1.0)
+        (targets,) = stage.ranks.sum([float(_num_targets(rows))])
+        sums = _compute(stage, rows, targets)
+    loss = sums.loss / targets if targets else math.nan
+    norm = sums.norm
     can_go_back = stage.checkpoint is not None or stage.saver.is_busy
     verdict = stage.guard.judge(loss, norm, can_go_back=can_go_back)
     if verdict.action == "step":
         check_gradients(stage, has_pictures=batch.pictures > 0)
-        stage.engine.step(rates, max(sums.targets, 1.0) / max(batch.targets, 1.0), sums.norm)
+        stage.engine.step(rates, norm)
         return StepResult(verdict, sums, loss, norm, rows, left_out)
     stage.engine.discard()
     if math.isfinite(loss) and not math.isfinite(norm):
@@ -141,9 +142,13 @@ def take_step(stage: Stage, batch: GlobalBatch, rates: list[float]) -> StepResul
     return StepResult(verdict, sums, loss, norm, rows, left_out)
 
 
+def _num_targets(rows: list[Row]) -> int:
+    return sum(sample.num_targets for row in rows for sample in row)
+
+
 def _compute(stage: Stage, rows: list[Row], num_targets: float) -> Sums:
     """Forward and backward over this rank's micro-batches; the sums over all ranks."""
-    torch.manual_seed(stream_seed(stage.recipe.seed, stage.name, "dropout", stage.consumed.batches, stage.ranks.rank))
+    torch.manual_seed(stream_seed(stage.recipe.seed, stage.name, "dropout", stage.consumed.steps, stage.ranks.rank))
     size, number = stage.config.batch.micro_rows, stage.num_micro_batches
     parts = [rows[index * size : (index + 1) * size] for index in range(number)]
     totals = torch.zeros(2, dtype=torch.float64, device=stage.device)
@@ -160,7 +165,7 @@ def _compute(stage: Stage, rows: list[Row], num_targets: float) -> Sums:
     samples = [sample for row in rows for sample in row]
     local = [
         *totals.tolist(),
-        float(sum(sample.num_targets for sample in samples)),
+        float(_num_targets(rows)),
         float(len(samples)),
         float(sum(sample.num_tokens for sample in samples)),
         float(positions),

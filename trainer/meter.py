@@ -65,7 +65,6 @@ class Meter:
     def _norms(self, result: StepResult) -> dict[str, float]:
         """The gradient's norm of each part, over its parameter groups."""
         squares: dict[str, float] = {}
-        scale = result.norm / result.sums.norm if result.sums.norm else 0.0
         for group, square in zip(self._groups, result.sums.squared_norms, strict=True):
             squares[group.part] = squares.get(group.part, 0.0) + square
-        return {part: scale * math.sqrt(square) for part, square in squares.items()}
+        return {part: math.sqrt(square) for part, square in squares.items()}

@@ -141,7 +141,7 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
     given_from = _init_reader(recipe, config)
     facts = read_facts(recipe.model, config.data.max_length)
     measure = open_measure(recipe, name, facts)
-    stream = _open_stream(recipe, name, facts, ranks, directory)
+    stream = open_rows(recipe, name, facts, ranks, directory / "quarantine.jsonl")
     device = start_distributed(ranks, 1.5 * config.guard.rank_timeout_s)
     lock = take_lock(Path(recipe.run), ranks)
     watch = Watch(directory / "ranks", ranks, config.guard.rank_timeout_s)
@@ -248,7 +248,8 @@ def _build_engine(config: StageConfig, vlm: VLM, groups: list[ParameterGroup], r
     )
 
 
-def _open_stream(recipe: Recipe, name: str, facts: Facts, ranks: Ranks, directory: Path) -> RowStream:
+def open_rows(recipe: Recipe, name: str, facts: Facts, ranks: Ranks, quarantine: Path | None) -> RowStream:
+    """A stage's rows for this rank from their beginning; without a process group and without a model."""
     config = recipe.stage(name)
     return open_stream(
         config.data,
@@ -259,7 +260,7 @@ def _open_stream(recipe: Recipe, name: str, facts: Facts, ranks: Ranks, director
         num_slots=config.batch.global_rows,
         slots=ranks.share(config.batch.global_rows),
         epochs=config.duration.count if config.duration.unit == "epochs" else None,
-        quarantine=directory / "quarantine.jsonl",
+        quarantine=quarantine,
     )
 
 

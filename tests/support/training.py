@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from models.files import read_lines
 from trainer.checkpoint import CheckpointReader
 from trainer.ranks import Ranks
 from trainer.recipe import Recipe
@@ -27,17 +30,32 @@ def vary(recipe: dict[str, Any], run: str, stage: str, **changes: Any) -> dict[s
     return varied
 
 
-def train(ranks: Ranks, recipe: dict[str, Any], stage: str, *, stop_after: int | None = None) -> None:
-    """Run a stage to its end, or to `stop_after` steps as a killed run would: the last checkpoint is all that stays."""
+def train(
+    ranks: Ranks,
+    recipe: dict[str, Any],
+    stage: str,
+    *,
+    stop_after: int | None = None,
+    stop_after_batches: int | None = None,
+    change: tuple[Callable[..., None], tuple[Any, ...]] | None = None,
+) -> None:
+    """Run a stage to its end, or to so many steps or batches as a killed run would: its last checkpoint is what stays.
+
+    `change` is a function and its arguments: it gets the open stage first, and may spoil it.
+    """
     from trainer.loop import fit
     from trainer.stage import open_stage
 
     opened = open_stage(Recipe.model_validate_json(json.dumps(recipe)), stage, ranks)
+    if change is not None:
+        change[0](opened, *change[1])
     try:
-        if stop_after is None:
-            fit(opened)
+        if stop_after is not None:
+            _fit_until(opened, lambda: opened.consumed.steps == stop_after)
+        elif stop_after_batches is not None:
+            _fit_until(opened, lambda: opened.consumed.batches == stop_after_batches)
         else:
-            _fit_until(opened, stop_after)
+            fit(opened)
     finally:
         opened.close()
 
@@ -46,13 +64,13 @@ class KilledError(Exception):
     """Stands for the end of a process."""
 
 
-def _fit_until(stage: Any, steps: int) -> None:
+def _fit_until(stage: Any, is_over: Callable[[], bool]) -> None:
     from trainer.loop import fit
 
     rows = stage.stream.next_rows
 
     def next_rows() -> Any:
-        if stage.consumed.steps == steps:
+        if is_over():
             raise KilledError
         return rows()
 
@@ -68,6 +86,19 @@ def train_all(ranks: Ranks, jobs: list[tuple[dict[str, Any], str, dict[str, Any]
     """Several (recipe, stage, options of `train`) one after the other in one process group."""
     for recipe, stage, options in jobs:
         train(ranks, recipe, stage, **options)
+
+
+def events(recipe: dict[str, Any], stage: str) -> list[dict[str, Any]]:
+    """What the guard told, in order."""
+    return list(read_lines(Path(recipe["run"]) / stage / "events.jsonl"))
+
+
+def same_weights(left: dict[str, Any], right: dict[str, Any], stage: str, *, rtol: float, atol: float) -> None:
+    """Assert that two finished runs ended with the same weights."""
+    found, expected = weights(left, stage), weights(right, stage)
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=rtol, atol=atol, msg=f"{name} differs")
 
 
 def losses(recipe: dict[str, Any], stage: str) -> list[float]:

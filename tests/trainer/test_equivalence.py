@@ -12,7 +12,7 @@ from tests.support.backbones import tiny_recipe
 from tests.support.paths import REPOSITORY
 from tests.support.ranks import run_on_ranks
 from tests.support.shards import write_set
-from tests.support.training import losses, train_all, vary, weights
+from tests.support.training import losses, same_weights, train_all, vary, weights
 from trainer.ranks import Ranks
 
 Job = tuple[dict[str, Any], str, dict[str, Any]]
@@ -60,15 +60,6 @@ def runs(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
     run_on_ranks(2, train_all, list(two.values()))
     run_on_ranks(1, train_all, [*one.values(), (elastic, "align", {})])
     return {name: job[0] for name, job in {**one, **two}.items()}
-
-
-def same_weights(left: dict[str, Any], right: dict[str, Any], stage: str, **tolerance: float) -> None:
-    found, expected = weights(left, stage), weights(right, stage)
-    assert found.keys() == expected.keys()
-    for name in found:
-        torch.testing.assert_close(
-            found[name], expected[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
 
 
 @pytest.mark.slow
