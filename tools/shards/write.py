@@ -142,7 +142,7 @@ def _files(sample: RawSample, resize: int | None) -> Iterator[tuple[str, bytes]]
         if size == (0, 0):
             raise InputError(f"{path} is not a picture that can be read")
         if resize is not None and min(size) > resize:
-            extension, payload = "jpg", _shrunk(path, resize)
+            extension, payload = "jpg", _shrunk(path, payload, resize)
         yield (extension if len(sample.pictures) == 1 else f"{number}.{extension}"), payload
     if sample.caption is not None:
         yield "txt", sample.caption.encode()
@@ -150,9 +150,16 @@ def _files(sample: RawSample, resize: int | None) -> Iterator[tuple[str, bytes]]
         yield "json", json.dumps(sample.record, ensure_ascii=False, sort_keys=True).encode()
 
 
-def _shrunk(path: Path, shorter_side: int) -> bytes:
-    """A picture with its shorter side at `shorter_side`, as a JPEG."""
-    picture = open_picture(path)
+def _shrunk(path: Path, payload: bytes, shorter_side: int) -> bytes:
+    try:
+        return shrink(payload, shorter_side)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def shrink(payload: bytes, shorter_side: int) -> bytes:
+    """An encoded picture with its shorter side at `shorter_side`, upright, as a JPEG of quality 95."""
+    picture = open_picture(payload)
     scale = shorter_side / min(picture.size)
     width, height = (max(shorter_side, round(side * scale)) for side in picture.size)
     stream = io.BytesIO()
