@@ -10,6 +10,7 @@ from models.errors import InputError, run_cli
 VERBS = {
     "train": ("trainer.main", "train one stage of a recipe on this machine"),
     "shards": ("tools.shards.__main__", "make, index and check tar shards"),
+    "preflight": ("tools.preflight.__main__", "what a job would run into, before it is queued"),
     "merge": ("tools.merge", "checkpoint and base -> a bundle"),
     "bundle": ("tools.bundle", "checkpoint and base -> a small bundle in one go"),
     "quantize": ("tools.quantize", "bundle -> a smaller bundle"),
