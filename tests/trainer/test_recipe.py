@@ -58,7 +58,6 @@ def test_llava15_has_its_own_numbers() -> None:
         ("smollm_vit_qformer", "contrast", ("qformer", "image_text")),
         ("qwen3b_vit_mlp_anyres", "align", ("anyres",)),
         ("openclip_decoder_mtp", "pretrain", ("open_clip", "decoder", "multi_token")),
-        ("vicuna7b_clip_linear", "align", ("validation",)),
     ],
 )
 def test_a_recipe_whose_parts_come_later_names_them(stem: str, stage: str, named: tuple[str, ...]) -> None:
