@@ -149,6 +149,10 @@ class RowStream:
         """(shard, key) of a draw of any slot, without reading it; ("", "") where the encoder knows no names."""
         return self._encode.name_of(draw) if isinstance(self._encode, Naming) else ("", "")
 
+    def epoch_of(self, draw: Draw) -> int:
+        """The epoch, from 0, that a draw belongs to in its slot."""
+        return draw.n // max(1, self._plan.slot_length(draw.slot))
+
     def exclude(self, samples: Iterable[tuple[str, str]]) -> None:
         """Pass over these (shard, key) from the next draw on, as if they were broken: told alike on every rank."""
         self._excluded.update(samples)

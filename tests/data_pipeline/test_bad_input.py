@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import resource
-import signal
 import struct
 import tarfile
 import tracemalloc
@@ -19,14 +18,12 @@ import pytest
 from data_pipeline import build
 from data_pipeline.build import open_stream
 from data_pipeline.config import ChatmlTemplate, DataConfig, SourceConfig
-from data_pipeline.encode import Encoder
-from data_pipeline.fetch import Result
 from data_pipeline.images import PictureError, open_picture
 from data_pipeline.index import ShardIndex
 from data_pipeline.index_build import build_index
-from data_pipeline.sample import Draw
 from data_pipeline.stream import RowStream
 from models.errors import InputError
+from tests.support.deadly import DeadlyEncoder
 from tests.support.shards import IMAGE, caption_sample, picture_bytes, text_spec, tiny_tokenizer, write_tar
 
 TOKENIZER = tiny_tokenizer()
@@ -127,15 +124,6 @@ def test_past_the_set_share_the_run_stops_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"more than 2%; the last: a\.tar .*tools\.shards check"):
         run_out(stream)
     assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 5  # of the 200 draws that are the least to judge
-
-
-class DeadlyEncoder(Encoder):
-    """Kills its process at one sample, as the kernel does where memory runs out."""
-
-    def __call__(self, draw: Draw) -> Result:
-        if self.name_of(draw) == ("a.tar", "good03"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(draw)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from data_pipeline.read_ahead import ReadAhead
 from tests.support.shards import IMAGE, text_spec, tiny_tokenizer, write_set
 
 TOKENIZER = tiny_tokenizer()
-DELAY_S, STEP_S = 0.2, 0.15
+DELAY_S, STEP_S = 0.12, 0.09
 
 
 class Slow(SimpleHTTPRequestHandler):
