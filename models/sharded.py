@@ -199,7 +199,10 @@ class ShardedWriter:
         """One write may take only a part, at most 2 GiB."""
         written = 0
         while written < len(view):
-            written += self._stream.write(view[written:])
+            try:
+                written += self._stream.write(view[written:])
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, self._stream.name) from error
 
     def _open_file(self) -> None:
         self._stream = (self._directory / f"part-{len(self._shards)}").open("wb", buffering=0)

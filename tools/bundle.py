@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from models.errors import run_cli
-from tools.bundles.words import add_out, out_of
+from tools.bundles.words import add_out, out_of, writing
 from tools.merge import add_source, find_source, merge
 from tools.quantize import add_options, options_of, quantize
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--keep-merged", type=Path, metavar="DIR", help="write the whole bundle too")
     arguments = parser.parse_intermixed_args(argv)
     out, options, source = out_of(arguments), options_of(arguments), find_source(arguments)
-    with ExitStack() as stack:
+    with writing(out), ExitStack() as stack:
         merged: Path = arguments.keep_merged or stack.enter_context(_passing(out))
         merge(source, merged, probes=list(options.probes), force=options.force)
         quantize(merged, out, options, parent="the merged bundle")

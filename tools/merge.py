@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from models.errors import InputError, run_cli
 from models.files import new_directory
 from models.source import digest_of, directory_of, read_json
-from tools.bundles.words import add_golden, add_out, golden_set, out_of
+from tools.bundles.words import add_golden, add_out, golden_set, out_of, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,10 +46,12 @@ def main(argv: list[str]) -> int:
     arguments = _parse(argv)
     out = out_of(arguments)
     if is_deepspeed(arguments.run):
-        print(merge_plain(arguments.run, out, base=arguments.base, lora_alpha=arguments.lora_alpha))
+        with writing(out):
+            print(merge_plain(arguments.run, out, base=arguments.base, lora_alpha=arguments.lora_alpha))
         return 0
     source = find_source(arguments)
-    merge(source, out, probes=golden_set(arguments), force=arguments.force)
+    with writing(out):
+        merge(source, out, probes=golden_set(arguments), force=arguments.force)
     print(f"{out}: {source.recipe.name}/{source.stage}, open it with: sightline demo {out}")
     return 0
 

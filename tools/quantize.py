@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from models.bundle import LayerReport, Manifest
 from models.errors import InputError, run_cli
 from models.files import new_directory
-from tools.bundles.words import add_golden, add_out, golden_set, out_of
+from tools.bundles.words import add_golden, add_out, golden_set, out_of, writing
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,8 @@ def main(argv: list[str]) -> int:
     add_options(parser)
     arguments = parser.parse_args(argv)
     out = out_of(arguments)
-    quantize(arguments.bundle, out, options_of(arguments))
+    with writing(out):
+        quantize(arguments.bundle, out, options_of(arguments))
     print(f"{out}: open it with: sightline demo {out}")
     return 0
 

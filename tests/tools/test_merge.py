@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +18,11 @@ import torch
 
 from models.bundle import read_manifest, verify
 from models.errors import InputError, run_cli
-from tests.support.backbones import make_clip, make_language, tiny_recipe
+from tests.support.backbones import make_language
 from tests.support.checkpoints import write_finished
+from tests.support.paths import REPOSITORY
+from tests.tools.conftest import beside, merge, run_of
 from tools.merge import main as merge_main
-from tools.quantize import main as quantize_main
-
-
-def run_of(folder: Path, *, language: str = "llama", tied: bool = False, projector: str = "mlp") -> dict[str, Any]:
-    make_clip(folder / "vision")
-    make_language(folder / "language", language, tied=tied)
-    recipe = tiny_recipe(folder, folder / "shards")
-    recipe["model"]["projector"] = {"kind": projector}
-    recipe["stages"]["lora"]["init"] = None
-    return recipe
-
-
-def merge(recipe: dict[str, Any], out: Path, *words: str) -> int:
-    return run_cli(merge_main, [recipe["run"], "--stage", "lora", "--out", str(out), *words])
 
 
 @pytest.mark.parametrize(
@@ -54,19 +48,6 @@ def test_adapters_trained_on_a_4_bit_base_are_merged_into_the_whole_one(tmp_path
     write_finished(recipe, "lora")
     assert merge(recipe, tmp_path / "bundle") == 0
     assert verify(tmp_path / "bundle").precision == "fp32"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("merge")
-    recipe = run_of(folder)
-    write_finished(recipe, "lora")
-    assert merge(recipe, folder / "bundle") == 0
-    return recipe
-
-
-def beside(recipe: dict[str, Any], name: str) -> Path:
-    return Path(recipe["run"]).parent / name
 
 
 def test_stock_transformers_loads_every_tensor(trained: dict[str, Any]) -> None:
@@ -98,24 +79,6 @@ def test_untrained_exports_the_stage_as_it_would_start(trained: dict[str, Any], 
     words = [str(file), "--untrained", "--stage", "align", "--out", str(tmp_path / "before")]
     assert run_cli(merge_main, words) == 0
     assert read_manifest(tmp_path / "before").parents["checkpoint"] == "untrained"
-
-
-@pytest.mark.parametrize("precision", ["nf4", "int8"])
-def test_quantizing_keeps_vision_projector_and_head_whole(
-    trained: dict[str, Any], tmp_path: Path, precision: str
-) -> None:
-    from transformers import AutoModelForImageTextToText
-
-    words = [str(beside(trained, "bundle")), "--to", precision, "--out", str(tmp_path / "small"), "--force"]
-    assert run_cli(quantize_main, words) == 0
-    manifest = verify(tmp_path / "small")
-    assert manifest.precision == precision
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "small", device_map="cpu")
-    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-    quantized = {name for name, kind in kinds.items() if kind in ("Linear4bit", "Linear8bitLt")}
-    assert len(quantized) == 14
-    assert all(".language_model." in name for name in quantized)
-    assert run_cli(quantize_main, [str(tmp_path / "small"), "--out", str(tmp_path / "again")]) == 2
 
 
 def test_another_base_is_refused_by_name(
@@ -178,3 +141,83 @@ def test_a_bundle_with_a_file_missing_or_changed_is_refused(trained: dict[str, A
     weights.unlink()
     with pytest.raises(InputError, match=r"model\.safetensors: missing"):
         verify(tmp_path / "bundle")
+
+
+@contextmanager
+def files_up_to(num_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this: the system then refuses as it does when a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("num_bytes", [1_000, 100_000])
+def test_a_full_disk_leaves_nothing_and_is_named(
+    trained: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path, num_bytes: int
+) -> None:
+    with files_up_to(num_bytes):
+        assert merge(trained, tmp_path / "out") == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith(f"error: {tmp_path}")
+    assert "File too large" in message
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_merge_leaves_no_half_and_the_next_one_goes_through(trained: dict[str, Any], tmp_path: Path) -> None:
+    out, halfway = tmp_path / "out", tmp_path / ".out.tmp"
+    command = [sys.executable, "-m", "tools.merge", trained["run"], str(out), "--stage", "lora"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 120
+    while not (halfway / "model.safetensors").exists():
+        assert process.poll() is None, "it must not be done before it is killed"
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    assert merge(trained, out) == 0
+    verify(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_a_checkpoint_and_out_by_name_are_the_same(trained: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = Path(trained["run"]) / "lora" / "checkpoints" / "step_000001"
+    words = [["--out", str(tmp_path / "one"), trained["run"]], [str(checkpoint), str(tmp_path / "two")]]
+    for line in words:
+        assert run_cli(merge_main, [*line, "--probes", "1"]) == 0
+    assert read_manifest(tmp_path / "one").files == read_manifest(tmp_path / "two").files
+
+
+def test_streamed_forwards_are_those_of_whole_models(trained: dict[str, Any], tmp_path: Path) -> None:
+    """The reference layer by layer against the model that training builds, whole, with the checkpoint loaded into it."""
+    from data_pipeline.templates import build_template
+    from data_pipeline.tokens import Tokens
+    from models.build import build_vlm, read_facts
+    from tools.bundles.golden import drawn
+    from tools.bundles.reference import Trained
+    from tools.parity import read_trained
+    from trainer.checkpoint import CheckpointReader
+    from trainer.recipe import load_recipe
+    from trainer.tuning import apply_plan
+    from trainer.weights import load_weights
+
+    recipe = load_recipe(Path(trained["run"]) / "recipe.json")
+    config, reader = recipe.stage("lora"), CheckpointReader(Path(trained["run"]) / "lora/checkpoints/step_000001")
+    facts = read_facts(recipe.model, config.data.max_length)
+    template = build_template(config.data.template, Tokens.of(facts.tokenizer))
+    probe = drawn(1)
+    found = read_trained(Trained.load(recipe.model, config, facts, reader, seed=0), template, probe)
+    vlm = build_vlm(recipe.model, facts, frozen_dtype=torch.float32, seed=0)
+    apply_plan(vlm, config.tune, seed=0)
+    load_weights(vlm, reader)
+    answer = facts.tokenizer(probe[0].answer, add_special_tokens=False)["input_ids"]
+    ids_BL = torch.tensor([found.prompts[0] + answer])
+    with torch.no_grad():
+        embedded = vlm.eval().embed(ids_BL, found.pixels)
+        logits = vlm.language(inputs_embeds=embedded, use_cache=False).logits[0]
+    text = logits[ids_BL[0] != facts.text.image_token_id]
+    assert torch.allclose(found.logits, text, atol=1e-5 * float(text.abs().max()))  # two attention kernels

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from models.language import quantization
 from tools.bundles.stock import QUANTIZED, int8_parameter
 
-KEPT = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
-"""Modules that are not quantized, by their full name in memory; without the prefix transformers would not find them."""
+KEPT = ("model.vision_tower", "model.multi_modal_projector", "lm_head", "vision_tower", "multi_modal_projector")
+"""Modules that are not quantized: by their full name in memory for transformers, which without the prefix would not
+find them, and by the last two for vLLM, whose names begin there."""
 
 NUM_SAMPLED_INPUTS = 256
 """Positions a layer's error is measured at, evenly spread over the probes."""

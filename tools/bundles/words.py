@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,20 @@ def out_of(arguments: argparse.Namespace) -> Path:
     if len(named) != 1:
         raise InputError(f"give one directory to make, as the last word; found {', '.join(named) or 'none'}")
     return Path(named[0])
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn what the disk refuses, room above all, into one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{error.filename or out}: cannot be written or read ({reason}); nothing was left") from error
+    except Exception as error:  # safetensors and tokenizers raise kinds of their own
+        if type(error).__name__ != "SafetensorError" and "os error" not in str(error):
+            raise
+        raise InputError(f"{out}: cannot be written ({error}); nothing was left") from error
 
 
 def add_golden(parser: argparse.ArgumentParser) -> None:
