@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,42 @@ def append_line(file: Path, value: Any) -> None:
         stream.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
+
+
+class LineFile:
+    """A file of JSON lines that is only appended to, from any thread.
+
+    On a full disk lines wait in memory until there is space again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+        self._waiting = b""
+        self._lock = threading.Lock()
+
+    def write(self, value: Any) -> None:
+        """Append a line, as soon as the disk takes it."""
+        with self._lock:
+            self._waiting += json.dumps(value).encode() + b"\n"
+        with suppress(OSError):
+            self._flush()
+
+    def sync(self) -> None:
+        """Push every line to the disk; OSError where it does not take them."""
+        self._flush()
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Write what the disk takes, and close."""
+        with suppress(OSError):
+            self._flush()
+        os.close(self._descriptor)
+
+    def _flush(self) -> None:
+        with self._lock:
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._descriptor, self._waiting) :]
 
 
 def read_lines(file: Path) -> list[Any]:

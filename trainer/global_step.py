@@ -55,9 +55,10 @@ class Sums:
     tokens: float
     positions: float
     """Of the micro-batches, padding included."""
-    bad_rows: list[int]
-    """Local rows whose loss is not finite."""
+    row_losses: list[float]
+    """Of the local rows, summed over their targets."""
     num_bad_rows: float
+    """Rows of all ranks whose loss is not finite."""
     squared_norms: list[float]
     """Of the gradient, per parameter group."""
     is_stop: bool
@@ -122,10 +123,11 @@ def take_step(stage: Stage, batch: GlobalBatch, rates: list[float]) -> StepResul
     left_out: list[Row] = []
     if sums.num_bad_rows > 0:
         stage.engine.discard()
-        left_out = [rows[place] for place in sums.bad_rows]
+        is_bad = [not math.isfinite(loss) for loss in sums.row_losses]
+        left_out = [row for row, bad in zip(rows, is_bad, strict=True) if bad]
         _report(stage, _search(stage, left_out, "forward"), "a row is left out")
         stage.guard.num_rows_left_out += int(sums.num_bad_rows)
-        rows = [() if place in sums.bad_rows else row for place, row in enumerate(rows)]
+        rows = [() if bad else row for row, bad in zip(rows, is_bad, strict=True)]
         (targets,) = stage.ranks.sum([float(_num_targets(rows))])
         sums = _compute(stage, rows, targets)
     loss = sums.loss / targets if targets else math.nan
@@ -160,8 +162,7 @@ def _compute(stage: Stage, rows: list[Row], num_targets: float) -> Sums:
         row_sums.append(sums.row_loss_sums_B)
         positions += batch.input_ids_BL.numel()
         stage.engine.backward(sums.loss_sum, max(num_targets, 1.0))
-    finite = torch.isfinite(torch.cat(row_sums)).tolist()
-    bad = [place for place in range(len(rows)) if not finite[place]]
+    row_losses = [float(value) for value in torch.cat(row_sums).tolist()[: len(rows)]]
     samples = [sample for row in rows for sample in row]
     local = [
         *totals.tolist(),
@@ -169,7 +170,7 @@ def _compute(stage: Stage, rows: list[Row], num_targets: float) -> Sums:
         float(len(samples)),
         float(sum(sample.num_tokens for sample in samples)),
         float(positions),
-        float(len(bad)),
+        float(sum(not math.isfinite(value) for value in row_losses)),
         float(stage.is_asked_to_stop()),
         float(stage.saver.is_written),
         *stage.engine.squared_norms(),
@@ -177,7 +178,7 @@ def _compute(stage: Stage, rows: list[Row], num_targets: float) -> Sums:
     stage.watch.mark("the sum over ranks", stage.consumed.batches + 1)
     loss, correct, targets, num_samples, tokens, positions_sum, num_bad, stop, saved, *norms = stage.ranks.sum(local)
     return Sums(
-        loss, correct, targets, num_samples, tokens, positions_sum, bad, num_bad, norms, stop > 0,
+        loss, correct, targets, num_samples, tokens, positions_sum, row_losses, num_bad, norms, stop > 0,
         saved == stage.ranks.world_size,
     )  # fmt: skip
 

@@ -9,8 +9,6 @@ know it by the number. A line is in the file before the step's weights are in a 
 
 from __future__ import annotations
 
-import json
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.sample import Row
-from models.files import read_lines, write_json
+from models.files import LineFile, read_lines, write_json
 from models.source import read_json
 from trainer.ranks import Ranks
 
@@ -43,21 +41,20 @@ class Ledger:
                 directory / "attempt.json",
                 {"resumed_at": resumed_at, "world_size": ranks.world_size, **started, **facts},
             )
-        self._stream = (directory / f"rank_{ranks.rank:05d}.jsonl").open("a", encoding="utf-8")
+        self._lines = LineFile(directory / f"rank_{ranks.rank:05d}.jsonl")
 
     def write(self, batch: int, step: int | None, rows: Sequence[Row], left_out: Sequence[Row], **more: Any) -> None:
         """Global batch `batch` became optimizer step `step` (None: it was skipped) with these local rows."""
         line = {"batch": batch, "step": step, "draws": _draws(rows), "left_out": _draws(left_out), **more}
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
+        self._lines.write(line)
 
     def sync(self) -> None:
-        """Push the lines to the disk: before a checkpoint that relies on them."""
-        os.fsync(self._stream.fileno())
+        """Push the lines to the disk: before a checkpoint that relies on them. OSError where it does not take them."""
+        self._lines.sync()
 
     def close(self) -> None:
         """No more lines."""
-        self._stream.close()
+        self._lines.close()
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,13 @@ def fit(stage: Stage) -> Ending:
 
     Raises InputError where the data or the numbers leave nothing to go on with; the last checkpoint stands.
     """
-    return _Run(stage).fit()
+    loop = Loop(stage)
+    while loop.advance() is not None:
+        pass
+    return loop.end()
 
 
-class _Run:
+class Loop:
     """One start of a stage: the stage, and what only the loop needs."""
 
     def __init__(self, stage: Stage) -> None:
@@ -50,23 +53,24 @@ class _Run:
         self.is_stop = False
         self.is_stale = False
         """Whether validation has not got better for so long that the stage ends."""
-
-    def fit(self) -> Ending:
-        """The phases of each step, in order."""
         self._validate()  # a start that was stopped in the middle of it has it still before itself
-        while not self._is_over() and not self.is_stop:
-            started_s = time.monotonic()
-            self._mark("data")
-            batch = next_batch(self.stage)
-            if batch.samples == 0:
-                break  # every slot has run out: the last epoch is over
-            rates = self._rates()
-            result = take_step(self.stage, batch, rates)
-            self._count(batch, result, rates)
-            self._save_beside(result)
-            self.stage.longest_step_s = max(self.stage.longest_step_s, time.monotonic() - started_s)
-            self.is_stop = self.is_stop or result.sums.is_stop
-        return self._end()
+
+    def advance(self) -> StepResult | None:
+        """Take the next global batch through all phases; None once there is none or a rank was asked to stop."""
+        if self._is_over() or self.is_stop:
+            return None
+        started_s = time.monotonic()
+        self._mark("data")
+        batch = next_batch(self.stage)
+        if batch.samples == 0:
+            return None  # every slot has run out: the last epoch is over
+        rates = self._rates()
+        result = take_step(self.stage, batch, rates)
+        self._count(batch, result, rates)
+        self._save_beside(result)
+        self.stage.longest_step_s = max(self.stage.longest_step_s, time.monotonic() - started_s)
+        self.is_stop = self.is_stop or result.sums.is_stop
+        return result
 
     def _rates(self) -> list[float]:
         factor = multiplier(self.stage.config.schedule, self.warmup, self._progress())
@@ -154,7 +158,7 @@ class _Run:
         self.stage.begin_save()
         self.saved_at = self.stage.consumed.steps
 
-    def _end(self) -> Ending:
+    def end(self) -> Ending:
         """Validate a last time, save, and say how it ended."""
         stage = self.stage
         is_finished = not self.is_stop

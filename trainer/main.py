@@ -66,6 +66,9 @@ def _run_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt) ->
         if ranks.world_size > 1 and "onnection" in str(error):
             stage.watch.leave_for_lost_rank(str(error))
         raise
+    finally:
+        if stage.lock is not None:
+            stage.lock.release()
     stage.close()
     return ending
 

@@ -35,9 +35,10 @@ class Write:
     entries: dict[str, Any] = field(default_factory=dict)
     fault: str = "its writer has not ended"
 
-    def run(self, share: Share) -> None:
+    def run(self, share: Share, before: Callable[[], None]) -> None:
         """The thread: write this rank's files."""
         try:
+            before()
             self.entries = share.write(self.temporary)
             self.fault = ""
         except Exception as error:  # whatever it is, the main thread must hear of it
@@ -49,11 +50,22 @@ class Saver:
 
     Args:
         token: of this start of the run, so that two starts never write into one temporary directory.
+        before: called on every rank's thread ahead of its files: what must be on the disk before the checkpoint is.
         check: called on the first rank before a commit; it ends the process where another has taken the run over.
     """
 
-    def __init__(self, root: Path, ranks: Ranks, *, keep: int, token: str, check: Callable[[], None]) -> None:
-        self._root, self._ranks, self._keep, self._token, self._check = root, ranks, keep, token, check
+    def __init__(
+        self,
+        root: Path,
+        ranks: Ranks,
+        *,
+        keep: int,
+        token: str,
+        before: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._root, self._ranks, self._keep, self._token = root, ranks, keep, token
+        self._before, self._check = before, check
         self._write: Write | None = None
         self.longest_s = 0.0
         """From the beginning of a save to its commit, the longest so far."""
@@ -84,7 +96,7 @@ class Saver:
         final = self._root / name_of(step)
         write = Write(self._root / f".{final.name}.{self._token}.tmp", final, state, began_s)
         share = take_share(fragments, given, self._ranks)
-        write.thread = threading.Thread(target=write.run, args=(share,), name="checkpoint")
+        write.thread = threading.Thread(target=write.run, args=(share, self._before), name="checkpoint")
         write.thread.start()
         self._write = write
         self.held_s += time.monotonic() - began_s

@@ -93,7 +93,6 @@ class Stage:
     def begin_save(self) -> None:
         """Start to write a checkpoint of the state after the last step; every rank must call it at the same step."""
         self.watch.mark("saving", self.consumed.steps)
-        self.ledger.sync()
         state = {
             **self.record,
             "consumed": asdict(self.consumed),
@@ -155,14 +154,15 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
     consumed, guard, best = Consumed(), Guard(config.guard), Best()
     if reader is not None:
         consumed, best = load_progress(directory, reader, engine, stream, guard), Best(**reader.state["best"])
+    ledger = Ledger(directory / "ledger", ranks, resumed_at=consumed.batches, facts={"engine": config.engine.zero})
     saver = Saver(
         directory / "checkpoints",
         ranks,
         keep=config.checkpoint.keep,
         token=ranks.gather(lock.holder.token if lock is not None else "")[0],
+        before=ledger.sync,
         check=lock.check if lock is not None else lambda: None,
     )
-    ledger = Ledger(directory / "ledger", ranks, resumed_at=consumed.batches, facts={"engine": config.engine.zero})
     validator = None
     if measure is not None:
         validator = Validator(

@@ -24,7 +24,7 @@ def write_checkpoint(
     root: Path, step: int, *, fragments: Iterable[Fragment], given: dict[str, Tensor], state: dict[str, Any]
 ) -> Path:
     """A checkpoint as one rank that holds everything writes it; OSError where it could not be written."""
-    saver = Saver(root, Ranks(), keep=1000, token="test", check=lambda: None)
+    saver = Saver(root, Ranks(), keep=1000, token="test")
     saver.begin(step, fragments=fragments, given=given, state=state)
     fault = saver.finish()
     if fault:
