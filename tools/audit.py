@@ -59,9 +59,9 @@ def _audit(run: Path, stage: str) -> Account:
 def _rows_of(run: Path, stage: str) -> RowStream | None:
     """The stage's order, by which draws have names; None where its data is not on this machine."""
     from models.build import read_facts
+    from trainer.opening import open_rows
     from trainer.ranks import Ranks
     from trainer.recipe import Recipe
-    from trainer.stage import open_rows
 
     try:
         recipe = Recipe.model_validate_json((run / "recipe.json").read_text(encoding="utf-8"))

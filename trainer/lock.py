@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from models.errors import InputError
+from trainer.ranks import Ranks
 
 EXIT_FENCED = 77
 """Another start has taken the run directory over; whatever this process holds is not written."""
@@ -162,3 +163,20 @@ def _pid_namespace() -> str:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
+
+
+def take_lock(run: Path, ranks: Ranks) -> RunLock | None:
+    """The first rank takes the run directory for all; InputError on every rank where another process has it."""
+    lock, fault = None, ""
+    if ranks.is_first:
+        try:
+            lock = RunLock(run)
+        except InputError as error:
+            fault = str(error)
+    fault = ranks.gather(fault)[0]
+    if fault:
+        raise InputError(fault)
+    if lock is not None and lock.replaced is not None:
+        gone = lock.replaced
+        print(f"{run}: took over from process {gone.pid} on {gone.host}, which has ended", flush=True)
+    return lock

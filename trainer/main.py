@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 def _run_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt) -> str:
     """How it ended: "finished" or "stopped". A collective that a lost rank broke ends the process with a name."""
     from trainer.loop import fit
-    from trainer.stage import open_stage
+    from trainer.opening import open_stage
     from trainer.weights import finished_checkpoint
 
     done = finished_checkpoint(Path(recipe.run), name)

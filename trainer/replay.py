@@ -18,10 +18,10 @@ from models.errors import InputError
 from trainer.checkpoint import CheckpointReader, fault_of
 from trainer.ledger import read_attempts, standing
 from trainer.loop import Loop
+from trainer.opening import open_stage
 from trainer.ranks import Ranks
 from trainer.recipe import Recipe
 from trainer.resume import ROLLBACKS
-from trainer.stage import open_stage
 
 
 @dataclass(frozen=True)

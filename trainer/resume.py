@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline.stream import RowStream
 from models.errors import InputError
 from models.files import append_line, read_lines
 from trainer.checkpoint import CheckpointReader, newest
+from trainer.engine import Engine
+from trainer.guard import Guard
 from trainer.ranks import Ranks
+from trainer.schedule import Consumed
 
 CONVERTED = ("world_size", "engine", "batch.micro_rows", "data.num_workers")
 """How a run is computed: may change at any start; a checkpoint is converted to it."""
@@ -126,3 +130,20 @@ def _field(name: str, before: Any, now: Any) -> Field:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def load_progress(
+    directory: Path, reader: CheckpointReader, engine: Engine, stream: RowStream, guard: Guard
+) -> Consumed:
+    """Moments, guard and data from a checkpoint, the data from where a rollback to it went on; what is consumed.
+
+    The weights are loaded elsewhere: into the model before an engine is built, or into the engine.
+    """
+    engine.load_moments(reader.read, int(reader.state["num_updates"]))
+    guard.load_state_dict(reader.state["guard"])
+    state = reader.state
+    rollback = last_rollback_to(directory, reader.directory.name, state["consumed"]["batches"])
+    if rollback is not None:
+        state = rollback
+    stream.load_state_dict(state["stream"])
+    return Consumed(**state["consumed"])

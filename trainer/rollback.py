@@ -11,8 +11,8 @@ from data_pipeline.stream import merge_states
 from models.errors import InputError
 from models.files import append_line
 from trainer.checkpoint import CheckpointReader
-from trainer.resume import note_rollback, rollbacks
-from trainer.stage import Stage, load_progress
+from trainer.resume import load_progress, note_rollback, rollbacks
+from trainer.stage import Stage
 
 
 def roll_back(stage: Stage, reason: str) -> None:

@@ -44,7 +44,7 @@ def train(
     `change` is a function and its arguments: it gets the open stage first, and may spoil it.
     """
     from trainer.loop import fit
-    from trainer.stage import open_stage
+    from trainer.opening import open_stage
 
     opened = open_stage(Recipe.model_validate_json(json.dumps(recipe)), stage, ranks)
     if change is not None:

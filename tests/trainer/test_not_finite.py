@@ -16,9 +16,9 @@ from tests.support.ranks import run_on_ranks
 from tests.support.shards import write_set
 from tests.support.training import events, losses, same_weights, train_all, vary
 from trainer.ledger import read_attempts, standing
+from trainer.opening import open_rows
 from trainer.ranks import Ranks
 from trainer.recipe import Recipe
-from trainer.stage import open_rows
 
 ZEROS = ("zero0", "zero1", "zero2", "zero3")
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-PRELOADED = ["torch", "deepspeed", "transformers", "peft", "trainer.stage", "trainer.loop", "tools.chaos.ranks"]
+PRELOADED = ["torch", "deepspeed", "transformers", "peft", "trainer.opening", "trainer.loop", "tools.chaos.ranks"]
 
 
 def server() -> ForkServerContext:
