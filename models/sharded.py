@@ -86,7 +86,7 @@ class TensorFiles:
         value = torch.empty(place.shape, dtype=place.dtype)
         with place.file.open("rb", buffering=0) as stream:
             stream.seek(place.start)
-            _fill(stream, value, place.file)
+            fill(stream, value, place.file)
         return value
 
     @property
@@ -143,7 +143,8 @@ def _read_header(file: Path) -> dict[str, Place]:
     return places
 
 
-def _fill(stream: Any, value: Tensor, file: Path) -> None:
+def fill(stream: Any, value: Tensor, file: Path) -> None:
+    """Read a tensor's bytes from where an unbuffered stream stands; raises InputError, naming `file`, at its end."""
     view, filled = _bytes_of(value), 0
     while filled < len(view):
         num_read = stream.readinto(view[filled:])

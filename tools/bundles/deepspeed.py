@@ -26,10 +26,9 @@ import torch
 from torch import Tensor
 
 from models.errors import InputError
+from models.sharded import fill
 
 MODEL_STATES, OPTIM_STATES = "*_model_states.pt", "*_optim_states.pt"
-MAX_MAPPED_BYTES = 64_000_000
-"""A file is mapped anew after so many bytes were read: touched pages count as memory while the map lives."""
 
 
 class _Stage(int):
@@ -64,32 +63,37 @@ def _tag(path: Path) -> Path | None:
     return tag
 
 
-class Mapped:
-    """One pickle, mapped; `value` is what is in it. Tensors of it must be copied before the next `value`."""
+class Pickle:
+    """One pickle file. `value` is what is in it, its tensors without their numbers; `fill` reads those, as asked."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._value: Any = None
-        self._num_read = 0
+        self.value = _load(file)
 
-    @property
-    def value(self) -> Any:
-        """The file's contents, on the map of now."""
-        if self._value is None or self._num_read > MAX_MAPPED_BYTES:
-            self._value = None
-            self._value, self._num_read = _load(self.file), 0
-        return self._value
+    def fill(self, into: Tensor, tensor: Tensor, start: int = 0) -> None:
+        """Read the elements of `tensor` from `start` on until `into`, flat and of the same dtype, is full.
 
-    def copied(self, values: Tensor) -> Tensor:
-        """A copy of a tensor that lies on the map."""
-        self._num_read += values.numel() * values.element_size()
-        return values.detach().clone()
+        Straight from the file, whose numbers are not compressed: a mapped file's pages would count as memory while
+        the map lives, and copying them costs as much as reading.
+        """
+        if not tensor.is_contiguous():
+            raise InputError(f"{self.file}: a tensor in it is not contiguous; save the checkpoint with DeepSpeed")
+        offset: int = tensor.untyped_storage()._checkpoint_offset  # type: ignore[attr-defined]
+        with self.file.open("rb", buffering=0) as stream:
+            stream.seek(offset + (tensor.storage_offset() + start) * tensor.element_size())
+            fill(stream, into, self.file)
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """All of a tensor, flat."""
+        value = torch.empty(tensor.numel(), dtype=tensor.dtype)
+        self.fill(value, tensor)
+        return value
 
 
 def _load(file: Path) -> Any:
     try:
         with torch.serialization.safe_globals(list(SAFE)):
-            return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            return torch.load(file, map_location="meta", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = named[1] if named else " ".join(str(error).split())[:200]
@@ -119,9 +123,9 @@ class DeepSpeedCheckpoint:
         if tag is None:
             raise InputError(f"{path}: no {MODEL_STATES} in it, so it is no checkpoint of DeepSpeed")
         self.directory = tag
-        self._optim = [Mapped(file) for file in _by_rank(tag, OPTIM_STATES)]
-        self._models = [Mapped(file) for file in _by_rank(tag, MODEL_STATES)]
-        if any("mp_rank_00" not in mapped.file.name for mapped in self._models):
+        self._optim = [Pickle(file) for file in _by_rank(tag, OPTIM_STATES)]
+        self._models = [Pickle(file) for file in _by_rank(tag, MODEL_STATES)]
+        if any("mp_rank_00" not in pickled.file.name for pickled in self._models):
             raise InputError(f"{tag}: split by tensors too (mp_rank_01); merge those with DeepSpeed first")
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[str, list[Piece]] = {}
@@ -157,26 +161,31 @@ class DeepSpeedCheckpoint:
         name = self.aliases.get(name, name)
         shape = self._shapes[name]
         if name in self._pieces:
-            parts = [self._part(piece) for piece in self._pieces[name]]
-            flat = parts[0] if len(parts) == 1 else torch.cat(parts)
-            return flat[: math.prod(shape)].view(shape)
+            return self._trained(name).view(shape)
         if self.stage == 3 and name in (self._models[0].value.get("frozen_param_fragments") or {}):
-            fragments = [mapped.copied(mapped.value["frozen_param_fragments"][name]) for mapped in self._models]
+            fragments = [pickled.read(pickled.value["frozen_param_fragments"][name]) for pickled in self._models]
             return torch.cat(fragments)[: math.prod(shape)].view(shape)
         return self._from_model(name).view(shape)
 
+    def _trained(self, name: str) -> Tensor:
+        """A weight's pieces one after another, in memory that is allotted once; the last may end in padding."""
+        value, filled = torch.empty(math.prod(self._shapes[name])), 0
+        for piece in self._pieces[name]:
+            flat = self._state(piece.rank)[self._key][piece.group]
+            if flat.dtype != torch.float32:
+                raise InputError(f"{self._optim[piece.rank].file}: weights of the optimizer in {flat.dtype}, not fp32")
+            into = value[filled : filled + piece.stop - piece.start]
+            self._optim[piece.rank].fill(into, flat, piece.start)
+            filled += len(into)
+        return value
+
     def _from_model(self, name: str) -> Tensor:
-        mapped = self._models[0]
-        state = mapped.value
+        pickled = self._models[0]
+        state = pickled.value
         frozen = state.get("frozen_param_fragments") or {}
-        value = mapped.copied(frozen[name] if name in frozen else state["module"][name])
+        value = pickled.read(frozen[name] if name in frozen else state["module"][name])
         is_buffer = self.stage > 0 and name in state["buffer_names"] and value.is_floating_point()
         return value.float() if is_buffer else value
-
-    def _part(self, piece: Piece) -> Tensor:
-        mapped = self._optim[piece.rank]
-        flat = mapped.value["optimizer_state_dict"][self._key][piece.group]
-        return mapped.copied(flat[piece.start : piece.stop])
 
     def _state(self, rank: int) -> dict[str, Any]:
         try:
@@ -190,7 +199,7 @@ class DeepSpeedCheckpoint:
         world_size = max(count) if isinstance(count, list) else int(count)
         wanted = {OPTIM_STATES: self._optim, **({MODEL_STATES: self._models} if self.stage == 3 else {})}
         for pattern, files in wanted.items():
-            ranks = {_rank_of(mapped.file) for mapped in files}
+            ranks = {_rank_of(pickled.file) for pickled in files}
             missing = sorted(set(range(world_size)) - ranks)
             if missing:
                 name = re.sub(r"pp_rank_\d+", f"pp_rank_{missing[0]}", files[0].file.name)
@@ -252,10 +261,11 @@ class DeepSpeedCheckpoint:
         self._shapes.update({name: tuple(shape) for name, shape in frozen.items()})
         buffers = set(state.get("buffer_names") or ())
         shared = set(dict(state.get("shared_params") or {}))
-        first: dict[int, str] = {}
+        first: dict[tuple[int, int], str] = {}
         for name, value in state["module"].items():
-            if self.stage == 0 and value.numel() and first.setdefault(value.data_ptr(), name) != name:
-                self._shared[name] = first[value.data_ptr()]
+            place = (value.untyped_storage()._checkpoint_offset, value.storage_offset())
+            if self.stage == 0 and value.numel() and first.setdefault(place, name) != name:
+                self._shared[name] = first[place]
             elif name not in self._shapes and name not in shared and (value.numel() or name in buffers):
                 self._shapes[name] = tuple(value.shape)
 
