@@ -22,7 +22,7 @@ FORMAT = "sightline-bundle"
 VERSION = 1
 NAME = "sightline.json"
 
-Precision = Literal["fp32", "bf16", "nf4", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "nf4", "int8"]
 
 
 class Check(Config):

@@ -55,12 +55,12 @@ def append_line(file: Path, value: Any) -> None:
 class LineFile:
     """A file of JSON lines that is only appended to, from any thread.
 
-    On a full disk lines wait in memory until there is space again.
+    It is made with its first line. On a full disk lines wait in memory until there is space again.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+        self._path = path
+        self._descriptor: int | None = None
         self._waiting = b""
         self._lock = threading.Lock()
 
@@ -74,17 +74,22 @@ class LineFile:
     def sync(self) -> None:
         """Push every line to the disk; OSError where it does not take them."""
         self._flush()
-        os.fsync(self._descriptor)
+        if self._descriptor is not None:
+            os.fsync(self._descriptor)
 
     def close(self) -> None:
         """Write what the disk takes, and close."""
         with suppress(OSError):
             self._flush()
-        os.close(self._descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
     def _flush(self) -> None:
         with self._lock:
-            while self._waiting:
+            if self._descriptor is None and self._waiting:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._descriptor = os.open(self._path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+            while self._waiting and self._descriptor is not None:
                 self._waiting = self._waiting[os.write(self._descriptor, self._waiting) :]
 
 

@@ -205,8 +205,12 @@ def language_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
             waiting.discard(f"language.{name}")
             yield name, trained.weight(f"language.{name}")
         elif down in waiting:
-            waiting -= {down, up}
-            yield name, files.read(name).float().addmm_(trained.weight(up), trained.weight(down), alpha=scaling)
+            magnitude = f"language.{name.removesuffix('.weight')}.lora_magnitude_vector.default.weight"
+            merged = files.read(name).float().addmm_(trained.weight(up), trained.weight(down), alpha=scaling)
+            if magnitude in waiting:  # DoRA: the rows of the sum give directions, the magnitudes their lengths
+                merged *= (trained.weight(magnitude) / merged.norm(dim=1)).unsqueeze(1)
+            waiting -= {down, up, magnitude}
+            yield name, merged
         else:
             yield name, files.read(name)
     if waiting:

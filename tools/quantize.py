@@ -77,7 +77,7 @@ def quantize(bundle: Path, out: Path, options: Options, *, parent: str | None = 
     from models.bundle import verify
 
     manifest = verify(bundle)
-    if manifest.precision not in ("fp32", "bf16"):
+    if manifest.precision not in ("fp32", "fp16", "bf16"):
         raise InputError(f"{bundle}: it is {manifest.precision} already; quantize the merged bundle it was made from")
     work = Work(bundle, manifest, options)
     with new_directory(out) as directory:
@@ -201,7 +201,7 @@ def _tell(layers: tuple[LayerReport, ...], before: Path, after: Path) -> None:
     """The worst layers and the sizes, for whoever watches."""
     for layer in sorted(layers, key=lambda layer: -layer.error)[:5]:
         print(f"  {layer.error:.4f}  {layer.name} ({layer.precision})")
-    num_whole = sum(layer.precision in ("fp32", "bf16") for layer in layers)
+    num_whole = sum(layer.precision in ("fp32", "fp16", "bf16") for layer in layers)
     sizes = f"{weight_bytes(after) / 1e6:.1f} MB of weights (was {weight_bytes(before) / 1e6:.1f})"
     print(f"{len(layers)} layers, {num_whole} of them left whole, the worst above by their outputs' error; {sizes}")
 

@@ -34,13 +34,17 @@ class Full(Config):
 
 
 class Lora(Config):
-    """Low-rank adapters (peft) on the linear layers named in `targets`, or on all but the output head."""
+    """Low-rank adapters (peft) on the linear layers named in `targets`, or on all but the output head.
+
+    `dora` learns each output's magnitude beside the direction that the adapter turns (Liu et al. 2024).
+    """
 
     kind: Literal["lora"] = "lora"
     learning_rate: PositiveFloat
     rank: PositiveInt
     alpha: PositiveFloat
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    dora: bool = False
     targets: Literal["all_linear"] | tuple[str, ...] = "all_linear"
     weight_decay: float = 0.0
 
@@ -113,7 +117,10 @@ class BatchConfig(Config):
 
 
 class EngineConfig(Config):
-    """`zero` names a file of ds_configs/ (without .json); `bf16` computes in bf16 over fp32 trainable weights.
+    """`zero` names a file of ds_configs/ (without .json); `precision` is computed in, over fp32 trainable weights.
+
+    fp16 has a loss scale of its own accord. A language model born in bf16 may leave fp16's range, so that pair is
+    refused unless `force_fp16`.
 
     `activation_checkpointing` is how many decoder layers keep only their input and are computed again in the backward,
     evenly spread; `true` is all, `false` none. `compile` compiles the decoder layers with torch.compile: minutes at the
@@ -121,7 +128,8 @@ class EngineConfig(Config):
     """
 
     zero: Literal["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"] = "zero2"
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    force_fp16: bool = False
     activation_checkpointing: bool | NonNegativeInt = False
     compile: bool = False
 

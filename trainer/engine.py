@@ -111,12 +111,12 @@ class Engine:
         sums: LossSum = self._engine(batch)
         return sums
 
-    def backward(self, loss_sum: Tensor, num_targets: float) -> None:
-        """Add the gradient of loss_sum / num_targets, where num_targets counts the whole global batch.
+    def backward(self, loss_sum: Tensor, num_targets: float, scale: float = 1.0) -> None:
+        """Add the gradient of scale * loss_sum / num_targets, where num_targets counts the whole global batch.
 
         DeepSpeed divides by the number of ranks when it reduces; multiplied back, a gradient is the sum over all.
         """
-        self._engine.backward(loss_sum * (self._ranks.world_size / num_targets), scale_wrt_gas=False)
+        self._engine.backward(loss_sum * (scale * self._ranks.world_size / num_targets), scale_wrt_gas=False)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
 
@@ -142,16 +142,19 @@ class Engine:
                 sums[group] += share * float(torch.stack(list(norms)).square().sum())
         return sums
 
-    def step(self, learning_rates: list[float], norm: float) -> None:
-        """Update the weights at one learning rate a group, with the gradient clipped by its norm, which is `norm`."""
+    def step(self, learning_rates: list[float], norm: float, scale: float = 1.0) -> None:
+        """Update the weights at one learning rate a group, with the gradient clipped by its norm.
+
+        `norm` is the gradient's without the `scale` that its backward was told.
+        """
         for group, rate in zip(self._optimizer.param_groups, learning_rates, strict=True):
             group["lr"] = rate
-        divisor = max(1.0, norm / self._clip_norm)
+        divisor = scale * max(1.0, norm / self._clip_norm)
         if self._zero_stage > 0:
             # What DeepSpeed calls an external loss scale: it divides gradients by it, in every stage. It would multiply
             # the next loss by it, too, so it is taken back below.
             self._optimizer.custom_loss_scaler, self._optimizer.external_loss_scale = True, divisor
-        elif divisor > 1.0:
+        elif divisor != 1.0:
             for parameter in self._parameters:
                 if parameter.grad is not None:
                     parameter.grad.div_(divisor)
@@ -191,6 +194,15 @@ class Engine:
             place = self._place(parameter)
             if place is not None:
                 yield name, flats[place.flat].narrow(0, place.offset, place.numel)
+
+    def slices(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's slices of the trained weights, flat, with their names; over all ranks each element once."""
+        for fragment in self.fragments():
+            yield fragment.name, fragment.weight
+
+    def own_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """`gradients`, but over all ranks each element once."""
+        return self.gradients() if self._zero_stage > 0 or self._ranks.is_first else iter(())
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:

@@ -18,7 +18,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
+
 from data_pipeline.batch import Batch
+from data_pipeline.sample import Row
 from models.spec import IGNORE_INDEX
 from trainer.config import Frozen, Full, Lora, TuningPlan
 from trainer.shapes import LanguageShape, Linear, ModelShape, ProjectorShape, VisionShape
@@ -75,6 +78,17 @@ def count(batches: Sequence[Batch]) -> Counts:
         target_pairs = int(pairs_BL[batch.targets_BL != IGNORE_INDEX].sum())
         tiles = batch.tiles_TSSC.shape[0]
         total += Counts(batch.num_tokens, batch.num_targets, tiles, int(pairs_BL.sum()), target_pairs)
+    return total
+
+
+def count_rows(rows: Sequence[Row]) -> Counts:
+    """What rows hold, before they are collated; nothing is read from a device."""
+    total = Counts(0, 0, 0, 0, 0)
+    for sample in (sample for row in rows for sample in row):
+        # A target at place i of the labels is predicted at i - 1, which sees i positions.
+        places = np.flatnonzero(sample.labels[1:] != IGNORE_INDEX) + 1
+        length = sample.num_tokens
+        total += Counts(length, len(places), len(sample.tiles), length * (length + 1) // 2, int(places.sum()))
     return total
 
 

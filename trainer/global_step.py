@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, field, fields
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ import torch
 from data_pipeline.feed import feed
 from data_pipeline.sample import Row
 from models.errors import InputError
-from models.files import append_line
 from trainer.culprit import Culprit, find_culprits
 from trainer.first_gradients import check_gradients
+from trainer.flops import Counts, count_rows
 from trainer.guard import Verdict
+from trainer.insight import layer_histograms
+from trainer.sinks import Histogram
 from trainer.stage import Stage
 from trainer.streams import stream_seed
 
@@ -50,11 +52,11 @@ class Sums:
 
     loss: float
     correct: float
-    targets: float
     samples: float
-    tokens: float
     positions: float
     """Of the micro-batches, padding included."""
+    counts: Counts
+    """Tokens, targets and what else the cost of a step follows from."""
     row_losses: list[float]
     """Of the local rows, summed over their targets."""
     num_bad_rows: float
@@ -87,6 +89,8 @@ class StepResult:
     """This rank's rows that it was computed from."""
     left_out: list[Row]
     """Local rows that it was computed without."""
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    """Of weights and gradients, layer by layer, where this step was to be looked into."""
 
 
 def next_batch(stage: Stage) -> GlobalBatch:
@@ -120,6 +124,9 @@ def take_step(stage: Stage, batch: GlobalBatch, rates: list[float]) -> StepResul
     """
     rows, targets = batch.rows, batch.targets
     sums = _compute(stage, rows, targets)
+    while math.isfinite(sums.loss) and not math.isfinite(sums.norm) and stage.loss_scale.halve():
+        stage.engine.discard()
+        sums = _compute(stage, rows, targets)
     left_out: list[Row] = []
     if sums.num_bad_rows > 0:
         stage.engine.discard()
@@ -136,8 +143,10 @@ def take_step(stage: Stage, batch: GlobalBatch, rates: list[float]) -> StepResul
     verdict = stage.guard.judge(loss, norm, can_go_back=can_go_back)
     if verdict.action == "step":
         check_gradients(stage, has_pictures=batch.pictures > 0)
-        stage.engine.step(rates, norm)
-        return StepResult(verdict, sums, loss, norm, rows, left_out)
+        histograms = _histograms(stage) if stage.insight.wants_histograms(stage.consumed.steps + 1) else {}
+        stage.engine.step(rates, norm, stage.loss_scale.value)
+        stage.loss_scale.count_step()
+        return StepResult(verdict, sums, loss, norm, rows, left_out, histograms)
     stage.engine.discard()
     if math.isfinite(loss) and not math.isfinite(norm):
         _report(stage, _search(stage, rows, "backward"), "the step is skipped")
@@ -154,33 +163,39 @@ def _compute(stage: Stage, rows: list[Row], num_targets: float) -> Sums:
     size, number = stage.config.batch.micro_rows, stage.num_micro_batches
     parts = [rows[index * size : (index + 1) * size] for index in range(number)]
     totals = torch.zeros(2, dtype=torch.float64, device=stage.device)
-    row_sums, positions = [], 0
+    row_sums, positions, scale = [], 0, stage.loss_scale.value
     for index, batch in enumerate(feed(parts, stage.text, stage.device)):
         stage.watch.mark("forward", stage.consumed.batches + 1)
         sums = stage.engine.forward(batch, is_last=index + 1 == number)
         totals += torch.stack([sums.loss_sum.detach().double(), sums.num_correct.double()])
         row_sums.append(sums.row_loss_sums_B)
         positions += batch.input_ids_BL.numel()
-        stage.engine.backward(sums.loss_sum, max(num_targets, 1.0))
+        stage.engine.backward(sums.loss_sum, max(num_targets, 1.0), scale)
     row_losses = [float(value) for value in torch.cat(row_sums).tolist()[: len(rows)]]
-    samples = [sample for row in rows for sample in row]
     local = [
         *totals.tolist(),
-        float(_num_targets(rows)),
-        float(len(samples)),
-        float(sum(sample.num_tokens for sample in samples)),
+        float(sum(len(row) for row in rows)),
         float(positions),
         float(sum(not math.isfinite(value) for value in row_losses)),
         float(stage.is_asked_to_stop()),
         float(stage.saver.is_written),
-        *stage.engine.squared_norms(),
+        *astuple(count_rows(rows)),
+        *(square / scale**2 for square in stage.engine.squared_norms()),
     ]
     stage.watch.mark("the sum over ranks", stage.consumed.batches + 1)
-    loss, correct, targets, num_samples, tokens, positions_sum, num_bad, stop, saved, *norms = stage.ranks.sum(local)
+    loss, correct, num_samples, num_positions, num_bad, stop, saved, *rest = stage.ranks.sum(local)
+    held = len(fields(Counts))
+    counts, norms = Counts(*rest[:held]), rest[held:]
     return Sums(
-        loss, correct, targets, num_samples, tokens, positions_sum, row_losses, num_bad, norms, stop > 0,
+        loss, correct, num_samples, num_positions, counts, row_losses, num_bad, norms, stop > 0,
         saved == stage.ranks.world_size,
     )  # fmt: skip
+
+
+def _histograms(stage: Stage) -> dict[str, Histogram]:
+    """Of the weights before the step and of its gradient before clipping."""
+    weights = layer_histograms(stage.engine.slices(), "weights/", stage.ranks)
+    return weights | layer_histograms(stage.engine.own_gradients(), "gradients/", stage.ranks)
 
 
 def _search(stage: Stage, suspects: list[Row], phase: str) -> list[Culprit]:
@@ -208,6 +223,6 @@ def _report(stage: Stage, culprits: list[Culprit], consequence: str) -> None:
         reason = f"not finite in batch {number}: the {where} of {culprit.module}"
         print(f"rank {culprit.rank}: {culprit.shard} {culprit.key}: {reason}; {consequence}", flush=True)
         entry = asdict(culprit)
-        append_line(stage.directory / "events.jsonl", {"event": "not finite", "batch": number, **entry})
+        stage.events.write({"event": "not finite", "batch": number, **entry})
         line = {"kind": "not_finite", "reason": reason, **{name: entry[name] for name in ("slot", "n", "shard", "key")}}
-        append_line(stage.directory / "quarantine.jsonl", line)
+        stage.quarantine.write(line)

@@ -9,6 +9,7 @@ Owns what is counted and the page. Does not own the moments (`Insight` says them
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from data_pipeline.batch import Batch
 from models.errors import InputError
 from models.spec import IGNORE_INDEX
 from trainer.pages import write_page
+from trainer.ranks import Ranks
 from trainer.sinks import Histogram
 from trainer.step import TrainStep
 from trainer.validation import Evaluating, undisturbed
@@ -44,26 +46,55 @@ def layer_of(name: str) -> str:
     return match[1] if match else name.rpartition(".")[0]
 
 
-def layer_histograms(named: Iterable[tuple[str, Tensor]], prefix: str = "") -> dict[str, Histogram]:
-    """One histogram of the values of each layer's tensors, named `prefix` + layer, between its own extremes."""
+def layer_histograms(
+    named: Iterable[tuple[str, Tensor]],
+    prefix: str = "",
+    ranks: Ranks = Ranks(),  # noqa: B008 - a value, not a state
+) -> dict[str, Histogram]:
+    """One histogram of the values of each layer's tensors, named `prefix` + layer, between its own extremes.
+
+    Over the slices of all ranks: every rank must call it, with the slices that are its own. A layer may have none here.
+    """
     layers: dict[str, list[Tensor]] = {}
     for name, values in named:
         layers.setdefault(prefix + layer_of(name), []).append(values.detach().flatten())
-    return {name: _histogram(tensors) for name, tensors in layers.items()}
+    parts = {name: [values[torch.isfinite(values)].float() for values in tensors] for name, tensors in layers.items()}
+    ranges = _merged_ranges(ranks.gather({name: _extremes(tensors) for name, tensors in parts.items()}))
+    counted = {name: _counts(tensors, *ranges[name]) for name, tensors in parts.items()}
+    missing = {name: sum(map(len, tensors)) - sum(map(len, parts[name])) for name, tensors in layers.items()}
+    told = ranks.gather((counted, missing))
+    return {
+        name: Histogram(
+            tuple(sum(column) for column in zip(*(counts[name] for counts, _ in told if name in counts), strict=True)),
+            tuple(torch.linspace(low, high, NUM_BINS + 1, dtype=torch.float64).tolist()),
+            sum(not_finite.get(name, 0) for _, not_finite in told),
+        )
+        for name, (low, high) in ranges.items()
+    }
 
 
-def _histogram(tensors: Sequence[Tensor]) -> Histogram:
-    finite = [values[torch.isfinite(values)].float() for values in tensors]
-    num_not_finite = sum(values.numel() for values in tensors) - sum(values.numel() for values in finite)
-    extremes = [(float(values.min()), float(values.max())) for values in finite if values.numel()]
-    low, high = min((low for low, _ in extremes), default=0.0), max((high for _, high in extremes), default=0.0)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
+def _extremes(tensors: Sequence[Tensor]) -> tuple[float, float]:
+    """(inf, -inf) where there is no value."""
+    pairs = [(float(values.min()), float(values.max())) for values in tensors if len(values)]
+    return min((low for low, _ in pairs), default=math.inf), max((high for _, high in pairs), default=-math.inf)
+
+
+def _merged_ranges(told: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    ranges: dict[str, tuple[float, float]] = {}
+    for name in dict.fromkeys(name for extremes in told for name in extremes):
+        pairs = [extremes[name] for extremes in told if name in extremes]
+        low, high = min(low for low, _ in pairs), max(high for _, high in pairs)
+        if low > high:
+            low = high = 0.0
+        ranges[name] = (low, high) if low < high else (low - 0.5, high + 0.5)
+    return ranges
+
+
+def _counts(tensors: Sequence[Tensor], low: float, high: float) -> list[int]:
     counts = torch.zeros(NUM_BINS, dtype=torch.float64)
-    for values in finite:
+    for values in tensors:
         counts += torch.histc(values, bins=NUM_BINS, min=low, max=high).double().cpu()
-    edges = torch.linspace(low, high, NUM_BINS + 1, dtype=torch.float64)
-    return Histogram(tuple(int(count) for count in counts), tuple(edges.tolist()), num_not_finite)
+    return [int(count) for count in counts]
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import time
 from typing import Literal
 
+from data_pipeline.feed import feed
 from models.errors import InputError
-from models.files import append_line, write_json
+from models.files import write_json
 from trainer.checkpoint import name_of
 from trainer.global_step import GlobalBatch, StepResult, next_batch, take_step
+from trainer.insight import predict, table_file, write_table
 from trainer.meter import Meter
 from trainer.rollback import roll_back
 from trainer.schedule import multiplier, progress, warmup_share
@@ -42,7 +44,7 @@ class Loop:
         self.stage = stage
         self.tracker = _open_tracker(stage)
         self.line = ProgressLine(f"{stage.recipe.name}/{stage.name}")
-        self.meter = Meter(stage.groups)
+        self.meter = Meter(stage)
         self.warmup = warmup_share(
             stage.config.schedule,
             stage.config.duration,
@@ -82,22 +84,23 @@ class Loop:
         is_step = result.verdict.action == "step"
         if is_step:
             stage.consumed = stage.consumed.learnt(
-                samples=int(sums.samples), tokens=int(sums.tokens), draws=int(batch.draws)
+                samples=int(sums.samples), tokens=int(sums.counts.tokens), draws=int(batch.draws)
             )
         else:
             stage.consumed = stage.consumed.skipped(int(batch.draws))
         step = stage.consumed.steps if is_step else None
-        told = {"loss": result.loss, "targets": sums.targets} if stage.ranks.is_first else {}
+        told = {"loss": result.loss, "targets": sums.counts.targets} if stage.ranks.is_first else {}
         stage.ledger.write(stage.consumed.batches, step, result.rows, result.left_out, **told)
         self.meter.add(batch, result)
         if is_step:
             self._log(result, rates)
+            self._look_inside(batch, result)
             self._validate()
         elif result.verdict.action == "roll back":
             self._go_back(result.verdict.reason)
         elif stage.ranks.is_first:
             number, reason = stage.consumed.batches, result.verdict.reason
-            append_line(stage.directory / "events.jsonl", {"event": "skipped", "batch": number, "reason": reason})
+            stage.events.write({"event": "skipped", "batch": number, "reason": reason})
             print(f"batch {number} skipped: {reason}; weights, moments and learning rate are as before", flush=True)
 
     def _go_back(self, reason: str) -> None:
@@ -116,12 +119,27 @@ class Loop:
             "bad_samples": stage.ranks.sum([float(stage.stream.num_bad)])[0],
             "rows_left_out": float(stage.guard.num_rows_left_out),
             "skipped_steps": float(stage.guard.num_skipped_steps),
+            "loss_scale": stage.loss_scale.value,
             "held_by_saves_s": stage.saver.held_s,
             **memory_metrics(stage.device),
         }
         if self.tracker is not None:
             self.tracker.log(step, metrics)
             self.line.show(step, self._progress(), metrics)
+
+    def _look_inside(self, batch: GlobalBatch, result: StepResult) -> None:
+        """Histograms of the step and a table of its first tokens, where they were asked for."""
+        stage, step = self.stage, self.stage.consumed.steps
+        if result.histograms and self.tracker is not None:
+            self.tracker.log_histograms(step, result.histograms)
+        if not stage.insight.wants_table(step):
+            return
+        micro = next(iter(feed([batch.rows[: stage.config.batch.micro_rows]], stage.text, stage.device)))
+        table = predict(stage.engine.module, stage.engine, micro)
+        if self.tracker is not None:
+            file = table_file(stage.directory, step)
+            write_table(file, f"{stage.recipe.name}/{stage.name}, step {step}", table, stage.tokenizer)
+            self.tracker.log_page(step, "tokens", file)
 
     def _validate(self, *, is_last: bool = False) -> None:
         """Measure, note the best, and keep its checkpoint; the end of patience ends the stage."""

@@ -9,36 +9,42 @@ import math
 import time
 from collections.abc import Sequence
 
+import torch
+
+from trainer.flops import Counts, needed_flops, peak_flops, utilisation
 from trainer.global_step import GlobalBatch, StepResult
 from trainer.schedule import Consumed
+from trainer.stage import Stage
 from trainer.tracking import Metrics
-from trainer.tuning import ParameterGroup
 
 
 class Meter:
     """Sums over the steps since the last line; the same on every rank but for the waiting time."""
 
-    def __init__(self, groups: Sequence[ParameterGroup]) -> None:
-        self._groups = groups
+    def __init__(self, stage: Stage) -> None:
+        self._groups, self._shape, self._plan = stage.groups, stage.shape, stage.config.tune
+        self._num_devices = stage.ranks.world_size
+        self._peak = peak_flops(torch.cuda.get_device_name(stage.device)) if stage.device.type == "cuda" else None
         self._reset()
 
     def _reset(self) -> None:
         self._started_s = time.monotonic()
-        self._loss = self._correct = self._targets = self._samples = self._tokens = self._positions = 0.0
+        self._loss = self._correct = self._targets = self._samples = self._positions = 0.0
         self._pictures = self._wait_s = 0.0
+        self._counts = Counts(0, 0, 0, 0, 0)
 
     def add(self, batch: GlobalBatch, result: StepResult) -> None:
         """Count a global batch; one that was not learnt from counts for time and throughput alone."""
         sums = result.sums
         self._wait_s += batch.wait_s
         self._samples += sums.samples
-        self._tokens += sums.tokens
+        self._counts += sums.counts
         self._positions += sums.positions
         self._pictures += batch.pictures
         if result.verdict.action == "step":
             self._loss += sums.loss
             self._correct += sums.correct
-            self._targets += sums.targets
+            self._targets += sums.counts.targets
 
     def read(self, result: StepResult, rates: Sequence[float], consumed: Consumed) -> Metrics:
         """The line after a step, and a new beginning. `result` is the last step's, `rates` its learning rates."""
@@ -52,15 +58,24 @@ class Meter:
             "gradient_norm": result.norm,
             **{f"gradient_norm/{part}": norm for part, norm in self._norms(result).items()},
             "samples_per_s": self._samples / elapsed_s,
-            "tokens_per_s": self._tokens / elapsed_s,
+            "tokens_per_s": self._counts.tokens / elapsed_s,
             "pictures_per_s": self._pictures / elapsed_s,
-            "padding_share": 1.0 - self._tokens / max(self._positions, 1.0),
+            "padding_share": 1.0 - self._counts.tokens / max(self._positions, 1.0),
             "data_wait_share": self._wait_s / elapsed_s,
             "samples": float(consumed.samples),
             "tokens": float(consumed.tokens),
+            **self._work(elapsed_s),
         }
         self._reset()
         return metrics
+
+    def _work(self, elapsed_s: float) -> Metrics:
+        """The FLOP/s that the steps needed, over all ranks, and their share of the devices' peak where it is known."""
+        if self._shape is None:
+            return {}
+        needed = needed_flops(self._shape, self._plan, self._counts)
+        shares = utilisation(needed, elapsed_s, peak=self._peak, num_devices=self._num_devices)
+        return {"needed_tflops_per_s": sum(part.total for part in needed.values()) / elapsed_s / 1e12, **shares}
 
     def _norms(self, result: StepResult) -> dict[str, float]:
         """The gradient's norm of each part, over its parameter groups."""

@@ -13,14 +13,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from data_pipeline.build import open_stream
 from data_pipeline.stream import RowStream
 from models.build import Facts, build_vlm, read_facts
+from models.config import PretrainedLanguage
 from models.errors import InputError
-from models.files import write_json
+from models.files import LineFile, write_json
+from models.source import directory_of, read_json
 from models.vlm import VLM
 from trainer.best import Best
 from trainer.built import check_built
@@ -28,17 +29,20 @@ from trainer.checkpoint import WEIGHT, CheckpointReader
 from trainer.config import StageConfig
 from trainer.engine import Engine, start_distributed
 from trainer.guard import Guard
+from trainer.insight import Insight
 from trainer.interrupt import Interrupt
 from trainer.ledger import Ledger
 from trainer.lock import take_lock
+from trainer.loss_scale import LossScale
 from trainer.objectives import build_objective
 from trainer.ranks import Ranks
 from trainer.recipe import Recipe
 from trainer.resume import load_progress, resume_point
 from trainer.saving import Saver
 from trainer.schedule import Consumed
+from trainer.shapes import ModelShape, read_shape
 from trainer.stage import Stage, micro_batches
-from trainer.step import TrainStep, set_up
+from trainer.step import DTYPES, TrainStep, set_up
 from trainer.streams import stream_seed
 from trainer.tuning import ParameterGroup, apply_plan
 from trainer.validation import Validator, open_measure
@@ -53,6 +57,7 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
     """
     config, directory = recipe.stage(name), Path(recipe.run) / name
     check_built(recipe, name)
+    _check_precision(recipe, config)
     given_from = _init_reader(recipe, config)
     facts = read_facts(recipe.model, config.data.max_length)
     measure = open_measure(recipe, name, facts)
@@ -67,9 +72,10 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
     if reader is not None:
         load_weights(vlm, reader)
     engine = _build_engine(config, vlm.to(device), groups, ranks)
-    consumed, guard, best = Consumed(), Guard(config.guard), Best()
+    consumed, guard, scale, best = Consumed(), Guard(config.guard), LossScale(config.engine.precision), Best()
     if reader is not None:
-        consumed, best = load_progress(directory, reader, engine, stream, guard), Best(**reader.state["best"])
+        consumed = load_progress(directory, reader, engine=engine, stream=stream, guard=guard, loss_scale=scale)
+        best = Best(**reader.state["best"])
     ledger = Ledger(directory / "ledger", ranks, resumed_at=consumed.batches, facts={"engine": config.engine.zero})
     saver = Saver(
         directory / "checkpoints",
@@ -92,6 +98,8 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
         ranks=ranks,
         device=device,
         text=facts.text,
+        tokenizer=facts.tokenizer,
+        shape=_shape(recipe),
         groups=groups,
         engine=engine,
         stream=stream,
@@ -99,15 +107,39 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
         record=record,
         consumed=consumed,
         guard=guard,
+        loss_scale=scale,
         best=best,
         interrupt=interrupt or Interrupt({}),
         lock=lock,
         watch=watch,
         saver=saver,
         ledger=ledger,
+        events=LineFile(directory / "events.jsonl"),
+        quarantine=LineFile(directory / "quarantine.jsonl"),
+        insight=Insight(recipe.tracking.histograms_every_steps, recipe.tracking.token_table_every_steps),
         validator=validator,
         checkpoint=reader.directory if reader is not None else None,
     )
+
+
+def _check_precision(recipe: Recipe, config: StageConfig) -> None:
+    """fp16 ends at 65,504: activations of models born in bf16 go beyond it."""
+    language = recipe.model.language
+    if config.engine.precision != "fp16" or config.engine.force_fp16 or not isinstance(language, PretrainedLanguage):
+        return
+    facts = read_json(directory_of(language.path), "config.json")
+    if "bfloat16" in (facts.get("dtype"), facts.get("torch_dtype")):
+        raise InputError(
+            f"engine.precision=fp16: {language.path} was trained in bf16, whose numbers fp16 cannot all hold; take "
+            "bf16, or fp32 where the device has no bf16; engine.force_fp16=true takes the risk"
+        )
+
+
+def _shape(recipe: Recipe) -> ModelShape | None:
+    try:
+        return read_shape(recipe.model)
+    except InputError:  # a part whose cost is not known: throughput is told without it
+        return None
 
 
 def _write_recipe(recipe: Recipe, directory: Path, ranks: Ranks) -> None:
@@ -165,8 +197,8 @@ def _prepare_model(
     A projector that does not learn counts as given: it is in no pretrained base, so every checkpoint must hold it.
     """
     config = recipe.stage(name)
-    frozen_dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
-    vlm = build_vlm(recipe.model, facts, frozen_dtype=frozen_dtype, seed=stream_seed(recipe.seed, "projector"))
+    dtype = DTYPES[config.engine.precision]
+    vlm = build_vlm(recipe.model, facts, frozen_dtype=dtype, seed=stream_seed(recipe.seed, "projector"))
     groups = apply_plan(vlm, config.tune, seed=stream_seed(recipe.seed, name, "adapters"))
     loaded = load_weights(vlm, given_from) if given_from is not None else []
     learning = {parameter_name for group in groups for parameter_name in group.names}

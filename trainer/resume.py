@@ -17,6 +17,7 @@ from models.files import append_line, read_lines
 from trainer.checkpoint import CheckpointReader, newest
 from trainer.engine import Engine
 from trainer.guard import Guard
+from trainer.loss_scale import LossScale
 from trainer.ranks import Ranks
 from trainer.schedule import Consumed
 
@@ -133,14 +134,21 @@ def _short(value: Any) -> str:
 
 
 def load_progress(
-    directory: Path, reader: CheckpointReader, engine: Engine, stream: RowStream, guard: Guard
+    directory: Path,
+    reader: CheckpointReader,
+    *,
+    engine: Engine,
+    stream: RowStream,
+    guard: Guard,
+    loss_scale: LossScale,
 ) -> Consumed:
-    """Moments, guard and data from a checkpoint, the data from where a rollback to it went on; what is consumed.
+    """Moments, guard, scale and data from a checkpoint, the data from where a rollback went on; what is consumed.
 
     The weights are loaded elsewhere: into the model before an engine is built, or into the engine.
     """
     engine.load_moments(reader.read, int(reader.state["num_updates"]))
     guard.load_state_dict(reader.state["guard"])
+    loss_scale.load_state_dict(reader.state["loss_scale"])
     state = reader.state
     rollback = last_rollback_to(directory, reader.directory.name, state["consumed"]["batches"])
     if rollback is not None:

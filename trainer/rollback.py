@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from data_pipeline.stream import merge_states
 from models.errors import InputError
-from models.files import append_line
 from trainer.checkpoint import CheckpointReader
 from trainer.resume import load_progress, note_rollback, rollbacks
 from trainer.stage import Stage
@@ -52,7 +51,7 @@ def roll_back(stage: Stage, reason: str) -> None:
     }
     if stage.ranks.is_first:
         note_rollback(stage.directory, entry)
-        append_line(stage.directory / "events.jsonl", {"event": "rolled back", **told})
+        stage.events.write({"event": "rolled back", **told})
         print(
             f"{where}; going back to {stage.checkpoint} ({number} of {limit} times), past the data of batches "
             f"{told['first_batch']} to {told['last_batch']}",
@@ -60,7 +59,14 @@ def roll_back(stage: Stage, reason: str) -> None:
         )
     stage.ranks.barrier()
     stage.engine.set_weights(reader.weight)
-    stage.consumed = load_progress(stage.directory, reader, stage.engine, stage.stream, stage.guard)
+    stage.consumed = load_progress(
+        stage.directory,
+        reader,
+        engine=stage.engine,
+        stream=stage.stream,
+        guard=stage.guard,
+        loss_scale=stage.loss_scale,
+    )
 
 
 def _position(stage: Stage, reader: CheckpointReader) -> int:

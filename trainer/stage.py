@@ -18,19 +18,23 @@ import torch
 from torch import Tensor
 
 from data_pipeline.stream import RowStream, merge_states
+from models.files import LineFile
 from models.spec import TextSpec
 from trainer.best import Best
 from trainer.checkpoint import name_of
 from trainer.config import StageConfig
 from trainer.engine import Engine
 from trainer.guard import Guard
+from trainer.insight import Insight
 from trainer.interrupt import Interrupt
 from trainer.ledger import Ledger
 from trainer.lock import RunLock
+from trainer.loss_scale import LossScale
 from trainer.ranks import Ranks
 from trainer.recipe import Recipe
 from trainer.saving import Saver
 from trainer.schedule import Consumed
+from trainer.shapes import ModelShape
 from trainer.tuning import ParameterGroup
 from trainer.validation import Validator
 from trainer.watch import Watch
@@ -47,6 +51,9 @@ class Stage:
     ranks: Ranks
     device: torch.device
     text: TextSpec
+    tokenizer: Any
+    shape: ModelShape | None
+    """None where the model's cost is not known from its configuration."""
     groups: list[ParameterGroup]
     engine: Engine
     stream: RowStream
@@ -55,6 +62,7 @@ class Stage:
     """What every checkpoint of this stage says of itself besides the state of the run."""
     consumed: Consumed
     guard: Guard
+    loss_scale: LossScale
     best: Best
     interrupt: Interrupt
     lock: RunLock | None
@@ -62,6 +70,9 @@ class Stage:
     watch: Watch
     saver: Saver
     ledger: Ledger
+    events: LineFile
+    quarantine: LineFile
+    insight: Insight
     validator: Validator | None
     checkpoint: Path | None = None
     """The last one that was committed."""
@@ -85,6 +96,7 @@ class Stage:
             "num_updates": self.engine.num_updates,
             "stream": merge_states(self.ranks.gather(self.stream.state_dict())),
             "guard": self.guard.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
             "best": self.best.state_dict(),
         }
         self.saver.begin(self.consumed.steps, fragments=self.engine.fragments(), given=self.given, state=state)
@@ -104,7 +116,8 @@ class Stage:
         if self.validator is not None:
             self.validator.close()
         self.engine.close()
-        self.ledger.close()
+        for file in (self.ledger, self.events, self.quarantine):
+            file.close()
         self.watch.close()
         if self.lock is not None:
             self.lock.release()

@@ -19,21 +19,26 @@ def set_up(vlm: VLM, engine: EngineConfig) -> None:
     vlm.decoder.recompute(vlm.decoder.num_layers if layers is True else int(layers))
     if engine.compile:
         vlm.decoder.compile()
-    if engine.precision == "bf16":
+    if engine.precision != "fp32":
         for module in vlm.modules():
             # peft would cast an adapter's input to fp32, which autocast casts back: a copy to write and one to keep.
             if hasattr(module, "cast_input_dtype_enabled"):
                 setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010 - mypy takes it for a tensor
 
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""What a precision computes in, and how frozen weights lie in memory."""
+
+
 class TrainStep(nn.Module):
-    """batch -> LossSum, in bf16 over fp32 weights where `precision` says so."""
+    """batch -> LossSum, computed in `precision` over fp32 weights."""
 
     def __init__(self, vlm: VLM, objective: BatchLoss, precision: str) -> None:
         super().__init__()
         self.vlm = vlm
         self.objective = objective
         self.precision = precision
+        self.dtype = DTYPES[precision]
 
     def forward(self, batch: Batch, keep_B: Sequence[bool] | None = None) -> LossSum:
         """The sums of one micro-batch, on the batch's device.
@@ -43,5 +48,5 @@ class TrainStep(nn.Module):
         """
         if keep_B is not None:
             batch = batch.keep_rows(keep_B)
-        with torch.autocast(batch.input_ids_BL.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(batch.input_ids_BL.device.type, self.dtype, enabled=self.precision != "fp32"):
             return self.objective(self.vlm, batch)

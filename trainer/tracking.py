@@ -15,10 +15,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
+from models.files import LineFile
 from trainer.answers_page import Answered
 from trainer.config import TrackingConfig
 from trainer.sinks import Histogram, Metrics, Sink, TensorboardSink, WandbSink
@@ -37,10 +38,11 @@ class Tracker:
     def __init__(
         self, directory: Path, config: TrackingConfig, *, title: str, recipe: dict[str, Any], resumed_at: int
     ) -> None:
-        self._directory, self._resumed_at = directory, resumed_at
-        self._streams: dict[str, IO[str]] = {}
+        self._files: dict[str, LineFile] = {}
         for name in ("metrics.jsonl", "validation.jsonl", "insight/histograms.jsonl"):
             cut_back(directory / name, resumed_at)
+            self._files[name] = LineFile(directory / name)
+        self._is_warned = False
         self._sinks: list[Sink] = []
         if config.wandb is not None:
             self._sinks.append(WandbSink(directory, config.wandb, title, recipe))
@@ -49,43 +51,41 @@ class Tracker:
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Numbers of training."""
-        self._write("metrics.jsonl", {"step": step, **metrics})
-        for sink in self._sinks:
-            sink.log(step, metrics, "metrics")
+        self._files["metrics.jsonl"].write({"step": step, **metrics})
+        self._tell(lambda sink: sink.log(step, metrics, "metrics"))
 
     def log_validation(self, step: int, metrics: Metrics, answers: Sequence[Answered] = ()) -> None:
         """Numbers of a validation, and the pictures that were answered."""
-        self._write("validation.jsonl", {"step": step, **metrics})
-        for sink in self._sinks:
-            sink.log(step, metrics, "validation")
-            if answers:
-                sink.log_answers(step, answers)
+        self._files["validation.jsonl"].write({"step": step, **metrics})
+        self._tell(lambda sink: sink.log(step, metrics, "validation"))
+        if answers:
+            self._tell(lambda sink: sink.log_answers(step, answers))
 
     def log_histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
         """Histograms by their names."""
         values = {name: histogram.as_dict() for name, histogram in histograms.items()}
-        self._write("insight/histograms.jsonl", {"step": step, **values})
-        for sink in self._sinks:
-            sink.log_histograms(step, histograms)
+        self._files["insight/histograms.jsonl"].write({"step": step, **values})
+        self._tell(lambda sink: sink.log_histograms(step, histograms))
 
     def log_page(self, step: int, name: str, file: Path) -> None:
         """A page that lies in the run's directory."""
-        for sink in self._sinks:
-            sink.log_page(step, name, file)
+        self._tell(lambda sink: sink.log_page(step, name, file))
 
     def close(self) -> None:
         """Flush and close everything."""
-        for stream in self._streams.values():
-            stream.close()
-        for sink in self._sinks:
-            sink.close()
+        for file in self._files.values():
+            file.close()
+        self._tell(lambda sink: sink.close())
 
-    def _write(self, name: str, line: dict[str, Any]) -> None:
-        if name not in self._streams:
-            (self._directory / name).parent.mkdir(parents=True, exist_ok=True)
-            self._streams[name] = (self._directory / name).open("a", encoding="utf-8")
-        self._streams[name].write(json.dumps(line) + "\n")
-        self._streams[name].flush()
+    def _tell(self, send: Callable[[Sink], None]) -> None:
+        """To every sink; one that the disk fails is a warning, since the JSONL files hold it all."""
+        for sink in self._sinks:
+            try:
+                send(sink)
+            except OSError as error:
+                if not self._is_warned:
+                    print(f"warning: {type(sink).__name__}: {error}; the JSONL files are complete", file=sys.stderr)
+                self._is_warned = True
 
 
 def cut_back(file: Path, step: int) -> None:

@@ -59,6 +59,7 @@ def add_adapters(language: nn.Module, tuning: Lora, seed: int) -> None:
         r=tuning.rank,
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
+        use_dora=tuning.dora,
         target_modules="all-linear" if tuning.targets == "all_linear" else list(tuning.targets),
         exclude_modules=["lm_head"],
         bias="none",

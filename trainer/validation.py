@@ -203,7 +203,7 @@ class Validator:
             live = LiveModel(
                 self._module.vlm,
                 generation_config=measure.generation_config,
-                autocast=self._module.precision == "bf16",
+                autocast=self._module.dtype,
                 should_stop=should_stop,
             )
             predictor = Predictor(live, measure.processor, device=self._device)

@@ -62,12 +62,12 @@ def estimate(
 ) -> Estimate:
     """Bytes of a step whose micro-batch is `micro_batch`; `settings` is the stage's ds_config."""
     zero = int(settings["zero_optimization"]["stage"])
-    element = 2 if stage.engine.precision == "bf16" else FP32
+    element = FP32 if stage.engine.precision == "fp32" else 2
     trained = sum(part.trained for part in counts.values())
     parts = states(counts, trained, element, load=load, zero=zero, num_gpus=num_gpus, settings=settings)
     parts["activations"] = activations(shape, stage, micro_batch, element, num_recomputed)
     if element < FP32:
-        parts["bf16 copies of what learns"] = float(element * trained)
+        parts["16-bit copies of what learns"] = float(element * trained)
     parts["logits"] = 3.0 * FP32 * min(micro_batch.targets * shape.language.vocabulary, LOGITS_AT_ONCE)
     parts["workspace"] = workspace(shape, micro_batch, element) + RESERVE_BYTES
     return Estimate(parts)
