@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart demo test test-fast checks format bench-data clean
+.PHONY: quickstart demo test test-fast checks format bench-data bench-checkpoint chaos clean
 
 quickstart: $(READY)
 	@find $(TORCH_EXTENSIONS_DIR) -name lock -delete 2>/dev/null || true
@@ -43,6 +43,12 @@ format: $(READY)
 
 bench-data: $(READY)
 	$(BIN)/python -m tools.bench.data
+
+bench-checkpoint: $(READY)
+	$(BIN)/python -m tools.bench.checkpoint
+
+chaos: $(READY)
+	$(BIN)/python -m tools.chaos
 
 # The environment: made once, and again when what it is made from changes. constraints.txt pins what was tested together.
 $(READY): setup.py constraints.txt

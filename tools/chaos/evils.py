@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +36,13 @@ def draw(rng: random.Random, kinds: tuple[str, ...], world_size: int) -> Evil:
 def await_moment(evil: Evil, group: Group, stage: Path, timeout_s: float) -> bool:
     """Wait for the evil's moment; False where the ranks ended before it came."""
     reached: Callable[[], bool]
-    begun_s, num_before = time.monotonic(), _num_lines(stage)
+    begun_s, num_before, left_over = time.monotonic(), _num_lines(stage), set(_unfinished(stage))
     if evil.moment == "starting":
         reached = lambda: time.monotonic() - begun_s > 2 * evil.delay  # noqa: E731
     elif evil.moment == "step":
         reached = lambda: _num_lines(stage) > num_before + int(6 * evil.delay)  # noqa: E731
     else:
-        reached = lambda: any((stage / "checkpoints").glob(".step_*"))  # noqa: E731
+        reached = lambda: any(path not in left_over for path in _unfinished(stage))  # noqa: E731
     while time.monotonic() - begun_s < timeout_s and group.is_alive:
         if reached():
             return True
@@ -96,6 +96,11 @@ def _fill(volume: Path, seconds: float) -> None:
             except OSError:
                 time.sleep(0.01)
     ballast.unlink()
+
+
+def _unfinished(stage: Path) -> Iterator[Path]:
+    """Checkpoints that are being written, or were when their writer was killed."""
+    return (stage / "checkpoints").glob(".step_*")
 
 
 def _num_lines(stage: Path) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 RECIPE = "recipes/llava15_tiny.yaml"
@@ -13,19 +13,23 @@ GLOBAL_ROWS = 4
 
 def make_world(folder: Path) -> None:
     """Make what is not there yet; every step is a command that a person could type."""
+    from tools.shards.__main__ import main as shards
+    from tools.toy.__main__ import main as toy
+
     world = folder / "world"
     commands = {
-        world: ["tools.toy", "world", str(world), "--scenes", "400", "--held-out", "20"],
-        folder / "clip": ["tools.toy", "clip", str(world), str(folder / "clip"), "--steps", "1", "--batch-size", "8"],
-        folder / "language": ["tools.toy", "language", str(world), str(folder / "language"), "--steps", "1"],
-        folder / "shards": [
-            "tools.shards", "make", str(folder / "shards"), "--llava", str(world / "align.json"),
-            "--images", str(world / "images"),
-        ],
-    }  # fmt: skip
-    for made, words in commands.items():
+        world: (toy, ["world", str(world), "--scenes", "400", "--held-out", "20"]),
+        folder / "clip": (toy, ["clip", str(world), str(folder / "clip"), "--steps", "1", "--batch-size", "8"]),
+        folder / "language": (toy, ["language", str(world), str(folder / "language"), "--steps", "1"]),
+        folder / "shards": (
+            shards,
+            ["make", str(folder / "shards"), "--llava", str(world / "align.json"), "--images", str(world / "images")],
+        ),
+    }
+    for made, (command, words) in commands.items():
         if not made.is_dir():
-            subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True)
+            with redirect_stdout(StringIO()):
+                command(words)
 
 
 def words(folder: Path, run: Path, *, steps: int, rank_timeout_s: float) -> list[str]:
