@@ -39,8 +39,8 @@ class Batch:
     """int64: 0 is padding, 1, 2, … the samples of a row, which never see each other."""
     tiles_TSSC: torch.Tensor
     """uint8, in the order of their image tokens."""
-    picture_sizes_P2: torch.Tensor
-    """int64, (height, width) of each picture before it was fitted; under AnyRes they say which tiles are whose."""
+    picture_sizes: tuple[tuple[int, int], ...]
+    """(height, width) of each picture before it was fitted, on the host; under AnyRes they say which tiles are whose."""
     real_N: torch.Tensor
     """int64, where in the B x L positions the tokens are; never empty: a batch of padding alone keeps its first one."""
     segment_starts_G1: torch.Tensor
@@ -83,6 +83,7 @@ class Batch:
             real_N, lengths = self.real_N.new_zeros(1), [1]
         keeps_target_K, dropped_B1 = kept_N[self.supervised_K], ~keep[:, None]
         keeps_tile_T, keeps_picture_P = keep[self.tile_rows_T], keep[self.picture_rows_P]
+        kept_pictures = keeps_picture_P.tolist()
         segments_BL = self.segment_ids_BL.masked_fill(dropped_B1, 0)
         keys = tuple(names if kept else () for names, kept in zip(self.keys, keep_B, strict=True))
         return replace(
@@ -92,7 +93,7 @@ class Batch:
             position_ids_BL=self.position_ids_BL.masked_fill(dropped_B1, 0),
             segment_ids_BL=segments_BL,
             tiles_TSSC=self.tiles_TSSC[keeps_tile_T],
-            picture_sizes_P2=self.picture_sizes_P2[keeps_picture_P],
+            picture_sizes=tuple(size for size, kept in zip(self.picture_sizes, kept_pictures, strict=True) if kept),
             real_N=real_N,
             segment_starts_G1=_starts(lengths).to(keep.device),
             segment_lengths=tuple(lengths),
@@ -138,7 +139,7 @@ def collate(rows: Sequence[Row], text: TextSpec) -> Batch:
         position_ids_BL=torch.from_numpy(positions),
         segment_ids_BL=torch.from_numpy(segments),
         tiles_TSSC=_tiles(rows),
-        picture_sizes_P2=_picture_sizes(rows),
+        picture_sizes=tuple(size for row in rows for sample in row for size in sample.picture_sizes),
         tile_rows_T=_rows_of([sum(len(sample.tiles) for sample in row) for row in rows]),
         picture_rows_P=_rows_of([sum(len(sample.picture_sizes) for sample in row) for row in rows]),
         keys=tuple(tuple(sample.key for sample in row) for row in rows),
@@ -181,8 +182,3 @@ def _tiles(rows: Sequence[Row]) -> torch.Tensor:
     if not found:
         return torch.zeros((0, 1, 1, 3), dtype=torch.uint8)
     return torch.from_numpy(np.concatenate(found))
-
-
-def _picture_sizes(rows: Sequence[Row]) -> torch.Tensor:
-    sizes = [size for row in rows for sample in row for size in sample.picture_sizes]
-    return torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)

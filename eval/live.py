@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.anyres import real_tiles
 from models.vlm import VLM
 
 
@@ -24,7 +25,7 @@ class LiveModel(nn.Module):
 
     Args:
         generation_config: whose end tokens count; by default the language model's own.
-        autocast: compute in bf16 over fp32 weights, as training with `precision: bf16` does.
+        autocast: compute in this dtype over fp32 weights, as training does; float32: as the weights are.
         should_stop: asked before every forward, so once a token; a yes raises `InterruptedAnswerError`.
     """
 
@@ -33,7 +34,7 @@ class LiveModel(nn.Module):
         vlm: VLM,
         *,
         generation_config: Any = None,
-        autocast: bool = False,
+        autocast: torch.dtype = torch.float32,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
@@ -43,21 +44,30 @@ class LiveModel(nn.Module):
         self.should_stop = should_stop
         self._autocast = autocast
 
-    def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None, **options: Any) -> Any:
-        """The language model's output; `pixel_values` [N, C, S, S] are the rows' pictures in order."""
+    def forward(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None, **options: Any
+    ) -> Any:
+        """The language model's output; `pixel_values` [N, C, S, S] are the rows' pictures in order.
+
+        Under AnyRes they are [N, T, C, S, S], and `image_sizes` [N, 2] says how many of the T tiles are a picture's.
+        """
         if self.should_stop():
             raise InterruptedAnswerError
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._autocast):
-            return self.vlm.language(inputs_embeds=self._embed(input_ids, pixel_values), **options)
+        with torch.autocast(input_ids.device.type, self._autocast, enabled=self._autocast != torch.float32):
+            return self.vlm.language(inputs_embeds=self._embed(input_ids, pixel_values, image_sizes), **options)
 
-    def generate(self, input_ids: Tensor, pixel_values: Tensor | None = None, **options: Any) -> Tensor:
+    def generate(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None, **options: Any
+    ) -> Tensor:
         """Prompt and new token ids [B, L + new]."""
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._autocast):
-            new_ids = self.vlm.language.generate(inputs_embeds=self._embed(input_ids, pixel_values), **options)
+        with torch.autocast(input_ids.device.type, self._autocast, enabled=self._autocast != torch.float32):
+            new_ids = self.vlm.language.generate(
+                inputs_embeds=self._embed(input_ids, pixel_values, image_sizes), **options
+            )
         return torch.cat([input_ids, new_ids], dim=1)
 
-    def _embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
+    def _embed(self, input_ids: Tensor, pixel_values: Tensor | None, image_sizes: Tensor | None) -> Tensor:
         if pixel_values is not None:
-            return self.vlm.embed(input_ids, pixel_values)
+            return self.vlm.embed(input_ids, *real_tiles(self.vlm.image, pixel_values, image_sizes))
         embedded: Tensor = self.vlm.language.get_input_embeddings()(input_ids)
         return embedded

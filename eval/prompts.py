@@ -8,12 +8,13 @@ Shapes: B rows, L tokens, N pictures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from models.errors import InputError
@@ -93,10 +94,22 @@ def collate(
         "attention_mask": mask_BL,
         "position_ids": (mask_BL.cumsum(dim=-1) - 1).clamp(min=0),
     }
-    names = dict.fromkeys(name for prompt in prompts for name in prompt.pixels)
-    for name in names:
-        batch[name] = torch.cat([prompt.pixels[name] for prompt in prompts if name in prompt.pixels])
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    return batch | stack_pixels([prompt.pixels for prompt in prompts], device)
+
+
+def stack_pixels(pixels: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
+    """The processor's tensors of several prompts as one of each name, the pictures in order.
+
+    Where pictures have several tiles, those with fewer get blank ones behind, as the processor itself adds them.
+    """
+    names = dict.fromkeys(name for each in pixels for name in each)
+    parts = {name: [each[name] for each in pixels if name in each] for name in names}
+    for tensors in parts.values():
+        if tensors[0].ndim == 5:  # pictures, tiles, channels, height, width
+            most = max(tensor.shape[1] for tensor in tensors)
+            tensors[:] = [F.pad(tensor, (0, 0) * 3 + (0, most - tensor.shape[1])) for tensor in tensors]
+    return {name: torch.cat(tensors).to(device) for name, tensors in parts.items()}
 
 
 def _messages(query: Query) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
     vision.model.X      -> vision_tower.vision_model.X (clip, siglip) or vision_tower.X (dinov2, vit)
     projector.linear_1  -> multi_modal_projector.linear_1
+    projector.newline   -> image_newline, of `LlavaNextForConditionalGeneration`, which AnyRes makes it
     language.X          -> language_model.X
 
 A single linear projector becomes linear_1 with an identity activation and linear_2 = the identity matrix: exact in any
@@ -21,7 +22,7 @@ from models.build import Facts
 from models.config import LinearProjector, MlpProjector, ModelConfig, PretrainedLanguage, TransformersVision
 from models.errors import InputError
 from models.source import directory_of
-from models.spec import IMAGE_TOKEN, ImageSpec, PadImage
+from models.spec import IMAGE_TOKEN, AnyResImage, ImageSpec, PadImage
 from models.vision import FAMILIES
 
 HAS_INNER_MODEL = frozenset({"clip", "siglip"})
@@ -46,6 +47,8 @@ def names_in_file(name: str) -> tuple[str, ...]:
     if name.startswith("lm_head."):
         return (f"language_model.{name}", "language_model.model.embed_tokens.weight")
     part, _, rest = name.removeprefix("model.").partition(".")
+    if not rest:
+        return (part,)
     if part == "vision_tower":
         return (f"{part}.vision_model.{rest}", f"{part}.{rest}")
     return (f"language_model.model.{rest}",) if part == "language_model" else (f"{part}.{rest}",)
@@ -54,6 +57,8 @@ def names_in_file(name: str) -> tuple[str, ...]:
 def projector_tensors(config: ModelConfig, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """linear_1 and linear_2 from the projector's own weights (`linear.weight`, or `linear_1.weight` and so on)."""
     prefix = "multi_modal_projector"
+    if isinstance(config.image, AnyResImage):
+        yield "image_newline", weights["newline.weight"]
     if isinstance(config.projector, LinearProjector):
         width = weights["linear.weight"].shape[0]
         yield f"{prefix}.linear_1.weight", weights["linear.weight"]
@@ -83,8 +88,8 @@ def num_vocabulary_rows(facts: Facts) -> int:
 
 
 def llava_config(config: ModelConfig, facts: Facts, dtype: torch.dtype) -> Any:
-    """A `LlavaConfig` for the exported model."""
-    from transformers import AutoConfig, LlavaConfig
+    """A `LlavaConfig` for the exported model, or a `LlavaNextConfig` where it has AnyRes."""
+    from transformers import AutoConfig, LlavaConfig, LlavaNextConfig
 
     assert isinstance(config.vision, TransformersVision)
     assert isinstance(config.language, PretrainedLanguage)
@@ -92,7 +97,11 @@ def llava_config(config: ModelConfig, facts: Facts, dtype: torch.dtype) -> Any:
     language = AutoConfig.from_pretrained(directory_of(config.language.path))
     language.vocab_size = num_vocabulary_rows(facts)
     language.use_cache = True
-    llava = LlavaConfig(
+    config_class, more = LlavaConfig, {}
+    if isinstance(config.image, AnyResImage):
+        config_class = LlavaNextConfig
+        more["image_grid_pinpoints"] = [list(pinpoint) for pinpoint in config.image.pinpoints]
+    llava = config_class(
         vision_config=getattr(vision, "vision_config", vision),
         text_config=language,
         image_token_id=facts.text.image_token_id,
@@ -101,8 +110,9 @@ def llava_config(config: ModelConfig, facts: Facts, dtype: torch.dtype) -> Any:
         vision_feature_select_strategy=_select_strategy(config.vision),
         image_seq_length=(facts.image.size // facts.image.patch_size) ** 2 + facts.image.num_extra_tokens,
         tie_word_embeddings=bool(language.tie_word_embeddings),
+        **more,
     )
-    llava.architectures = ["LlavaForConditionalGeneration"]
+    llava.architectures = [config_class.__name__.replace("Config", "ForConditionalGeneration")]
     llava.dtype = dtype
     return llava
 
@@ -120,6 +130,7 @@ def image_processor(spec: ImageSpec) -> Any:
     """
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
     is_black = isinstance(spec.fit, PadImage) and spec.fit.colour == "black"
     scale = 1 / 256 if is_black else 1.0
@@ -131,17 +142,20 @@ def image_processor(spec: ImageSpec) -> Any:
         "image_std": [scale * value for value in spec.std],
         "resample": 3,  # bicubic
     }
+    if isinstance(spec.fit, AnyResImage):
+        return LlavaNextImageProcessorPil(image_grid_pinpoints=[list(each) for each in spec.fit.pinpoints], **common)
     if not isinstance(spec.fit, PadImage):
         return CLIPImageProcessorPil(**common)
     return LlavaImageProcessorPil(do_pad=True, **common)
 
 
 def processor(config: ModelConfig, facts: Facts, chat_template: str) -> Any:
-    """A `LlavaProcessor` with the tokenizer, the image processor and the chat template of training."""
-    from transformers import LlavaProcessor
+    """A `LlavaProcessor` (`LlavaNextProcessor`) with the tokenizer, image processor and chat template of training."""
+    from transformers import LlavaNextProcessor, LlavaProcessor
 
     assert isinstance(config.vision, TransformersVision)
-    return LlavaProcessor(
+    processor_class = LlavaNextProcessor if isinstance(config.image, AnyResImage) else LlavaProcessor
+    return processor_class(
         image_processor=image_processor(facts.image),
         tokenizer=facts.tokenizer,
         patch_size=facts.image.patch_size,

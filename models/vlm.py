@@ -10,16 +10,21 @@ after another, I image tokens among them, K positions whose hidden states are wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.anyres import arrangement
 from models.attention import Segments
 from models.decoder import Packed, PackedDecoder
-from models.spec import ImageSpec, TextSpec
+from models.spec import AnyResImage, ImageSpec, TextSpec
 from models.vision import VisionEncoder
+
+Sizes = Sequence[tuple[int, int]]
+"""(height, width) of pictures before they were fitted, on the host; only AnyRes asks for them."""
 
 
 class VLM(nn.Module):
@@ -33,7 +38,7 @@ class VLM(nn.Module):
     ) -> None:
         super().__init__()
         self.vision = vision
-        self.projector = projector
+        self.projector: Any = projector
         self.language = language
         self.decoder = PackedDecoder(language)
         self.image = image
@@ -41,7 +46,9 @@ class VLM(nn.Module):
         self.register_buffer("mean_C", torch.tensor(image.mean), persistent=False)
         self.register_buffer("std_C", torch.tensor(image.std), persistent=False)
 
-    def forward(self, input_ids_BL: Tensor, position_ids_BL: Tensor, tiles_TSSC: Tensor) -> Tensor:
+    def forward(
+        self, input_ids_BL: Tensor, position_ids_BL: Tensor, tiles_TSSC: Tensor, picture_sizes: Sizes = ()
+    ) -> Tensor:
         """The last hidden states [B, L, D] of rows; `tiles_TSSC` are the rows' pictures in order, uint8.
 
         A row may hold several samples: position ids that start again at 0 keep them apart. Waits for the device to
@@ -58,15 +65,15 @@ class VLM(nn.Module):
                 [end - start for start, end in pairwise(beginnings)],
             ),
         )
-        return self.hidden_states(packed, tiles_TSSC).unflatten(0, input_ids_BL.shape)
+        return self.hidden_states(packed, tiles_TSSC, picture_sizes).unflatten(0, input_ids_BL.shape)
 
-    def hidden_states(self, packed: Packed, tiles_TSSC: Tensor) -> Tensor:
+    def hidden_states(self, packed: Packed, tiles_TSSC: Tensor, picture_sizes: Sizes = ()) -> Tensor:
         """The last hidden states of samples one after another, [K, D] where they are wanted, else [N, D].
 
-        `tiles_TSSC` are the samples' pictures in order, uint8. Raises ValueError where the number of image tokens and
-        of features differ. Nothing here waits for the device.
+        `tiles_TSSC` are the samples' pictures in order, uint8; under AnyRes `picture_sizes` says how large each was.
+        Raises ValueError where the number of image tokens and of features differ. Nothing here waits for the device.
         """
-        features_ID = self._features(self.normalise(tiles_TSSC))
+        features_ID = self._features(self.normalise(tiles_TSSC), picture_sizes)
         return self.decoder(self._join(packed.input_ids_N, packed.image_I, features_ID), packed)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -80,27 +87,32 @@ class VLM(nn.Module):
         pixels_TCSS: Tensor = pixels_TSSC.permute(0, 3, 1, 2)
         return pixels_TCSS
 
-    def embed(self, input_ids_BL: Tensor, pixels_TCSS: Tensor) -> Tensor:
+    def embed(self, input_ids_BL: Tensor, pixels_TCSS: Tensor, picture_sizes: Sizes = ()) -> Tensor:
         """The language model's input [B, L, D]: text embeddings, with picture features at the image tokens.
 
         Raises ValueError where the number of image tokens and of features differ.
         """
         image_I = (input_ids_BL.flatten() == self.image_token_id).nonzero().squeeze(1)
-        joined_ND = self._join(input_ids_BL.flatten(), image_I, self._features(pixels_TCSS))
+        joined_ND = self._join(input_ids_BL.flatten(), image_I, self._features(pixels_TCSS, picture_sizes))
         return joined_ND.unflatten(0, input_ids_BL.shape)
 
-    def _features(self, pixels_TCSS: Tensor) -> Tensor:
-        """Projected features [T P, D]; [0, D] without pictures.
+    def _features(self, pixels_TCSS: Tensor, picture_sizes: Sizes) -> Tensor:
+        """Projected features [I, D] in the order of the image tokens; [0, D] without pictures.
 
         Then one blank tile runs all the same, so that every rank takes part in the same collectives and every weight
         has a gradient, of 0.
         """
-        if pixels_TCSS.shape[0] == 0:
-            blank = pixels_TCSS.new_zeros(1, 3, self.image.size, self.image.size)
-            nothing: Tensor = self.projector(self.vision(blank)).flatten(0, 1)[:0]
-            return nothing
-        features: Tensor = self.projector(self.vision(pixels_TCSS)).flatten(0, 1)
-        return features
+        is_blank = pixels_TCSS.shape[0] == 0
+        if is_blank:
+            pixels_TCSS = pixels_TCSS.new_zeros(1, 3, self.image.size, self.image.size)
+        features_FD: Tensor = self.projector(self.vision(pixels_TCSS)).flatten(0, 1)
+        if isinstance(self.image.fit, AnyResImage):
+            num_features, features_FD = len(features_FD), self.projector.newline(features_FD)
+            order_I = arrangement(self.image, picture_sizes)
+            if not is_blank and (not len(order_I) or int(order_I.max()) != num_features):
+                raise ValueError(f"pictures of the sizes {list(picture_sizes)} do not have {len(pixels_TCSS)} tiles")
+            features_FD = features_FD.index_select(0, order_I.to(features_FD.device, non_blocking=True))
+        return features_FD[:0] if is_blank else features_FD
 
     def _join(self, input_ids_N: Tensor, image_I: Tensor, features_ID: Tensor) -> Tensor:
         """Text embeddings [N, D] with the features in the places `image_I`."""

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.encode import expand_images
-from data_pipeline.images import fit
 from data_pipeline.record import Turn
+from data_pipeline.tiles import fit_tiles
 from data_pipeline.tokens import Tokens
+from eval.prompts import stack_pixels
 from models.bundle import Check, Parity, Precision
 from models.spec import IMAGE_TOKEN, num_image_tokens
 from tools.bundles.golden import Probe
@@ -31,13 +32,13 @@ from tools.bundles.stock import open_streamed
 if TYPE_CHECKING:
     from tools.bundles.reference import Trained
 
-LOGIT_BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "bf16": 5e-2, "int8": 0.25, "nf4": 0.6}
+LOGIT_BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 5e-2, "int8": 0.25, "nf4": 0.6}
 """Largest logit difference allowed, as a share of the reference's largest logit difference from its mean."""
 
-GREEDY_BOUNDS: dict[Precision, float] = {"fp32": 1.0, "bf16": 0.9, "int8": 0.8, "nf4": 0.6}
+GREEDY_BOUNDS: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.9, "bf16": 0.9, "int8": 0.8, "nf4": 0.6}
 """Least share of positions at which both would choose the same token."""
 
-SCORE_BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2, "int8": 5e-2, "nf4": 0.25}
+SCORE_BOUNDS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 2e-2, "int8": 5e-2, "nf4": 0.25}
 """Largest change of the golden answers' loss, in nats a token, or a share of the reference's where that is above 1."""
 
 PIXEL_BOUND = 1e-5
@@ -46,14 +47,14 @@ ROWS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model makes of the probes.
+    """What a model makes of the probes. `pixels` are each picture's tiles.
 
     `logits` [N, V] are those at the N text positions of all probes, one after another; the K of them that predict a
     token of a golden answer are `answer_K`, the tokens `targets_K`.
     """
 
     prompts: list[list[int]]
-    pixels: Tensor
+    pixels: tuple[Tensor, ...]
     logits: Tensor
     answer_K: Tensor
     targets_K: Tensor
@@ -75,15 +76,16 @@ def read_trained(trained: Trained, template: Any, probes: list[Probe]) -> Readin
     vlm = trained.open_streamed(device)
     decoder = vlm.language.get_decoder()
     prompts = [our_prompt(probe, facts, template) for probe in probes]
-    tiles_TSSC = torch.stack([torch.tensor(fit(probe.picture, facts.image)) for probe in probes])
+    pixels = [vlm.normalise(torch.tensor(fit_tiles(probe.picture, facts.image)).to(device)) for probe in probes]
+    sizes = [(probe.picture.height, probe.picture.width) for probe in probes]
     answers = [_answer(facts.tokenizer, probe) for probe in probes]
 
     def hidden(ids_BL: Tensor, rows: slice) -> Tensor:
-        embedded_BLD = vlm.embed(ids_BL, vlm.normalise(tiles_TSSC[rows].to(device)))
+        embedded_BLD = vlm.embed(ids_BL, torch.cat(pixels[rows]), sizes[rows])
         return decoder(inputs_embeds=embedded_BLD, use_cache=False).last_hidden_state
 
-    pixels_TCSS = vlm.normalise(tiles_TSSC.to(device)).cpu()
-    return _read(hidden, vlm.head, (prompts, answers), pixels_TCSS, facts.text.image_token_id)
+    found = tuple(pixels_TCSS.cpu() for pixels_TCSS in pixels)
+    return _read(hidden, vlm.head, (prompts, answers), found, facts.text.image_token_id)
 
 
 def read_bundle(directory: Path, probes: list[Probe]) -> Reading:
@@ -97,15 +99,15 @@ def read_bundle(directory: Path, probes: list[Probe]) -> Reading:
 def read_stock(model: Any, processor: Any, probes: list[Probe], device: torch.device) -> Reading:
     """The probes through a stock model that runs on `device`."""
     inputs = [stock_inputs(processor, probe) for probe in probes]
-    prompts = [each["input_ids"][0].tolist() for each in inputs]
-    pixels_TCSS = torch.cat([each["pixel_values"] for each in inputs])
+    prompts = [each.pop("input_ids")[0].tolist() for each in inputs]
     answers = [_answer(processor.tokenizer, probe) for probe in probes]
 
     def hidden(ids_BL: Tensor, rows: slice) -> Tensor:
-        output = model.model(input_ids=ids_BL, pixel_values=pixels_TCSS[rows].to(device), use_cache=False)
+        output = model.model(input_ids=ids_BL, **stack_pixels(inputs[rows], device), use_cache=False)
         return output.last_hidden_state
 
-    return _read(hidden, model.lm_head, (prompts, answers), pixels_TCSS, model.config.image_token_id)
+    pixels = tuple(each["pixel_values"].flatten(0, -4) for each in inputs)
+    return _read(hidden, model.lm_head, (prompts, answers), pixels, model.config.image_token_id)
 
 
 @torch.no_grad()
@@ -113,7 +115,7 @@ def _read(
     hidden: Callable[[Tensor, slice], Tensor],
     head: Callable[[Tensor], Tensor],
     asked: tuple[list[list[int]], list[list[int]]],
-    pixels_TCSS: Tensor,
+    pixels: tuple[Tensor, ...],
     image_token_id: int,
 ) -> Reading:
     """A model's reading of (prompts, answers); rows are padded on the right, which causal attention does not see."""
@@ -135,13 +137,13 @@ def _read(
             places += range(num_texts - len(answer) - 1, num_texts - 1)
     logits_NV = head(torch.cat(texts)).float().cpu()
     targets_K = torch.tensor([token for answer in answers for token in answer])
-    return Reading(prompts, pixels_TCSS, logits_NV, torch.tensor(places), targets_K)
+    return Reading(prompts, pixels, logits_NV, torch.tensor(places), targets_K)
 
 
 def compare(reference: Reading, found: Reading, precision: Precision, name: str, logits: float | None = None) -> Parity:
     """The parity report of `found` against `reference`; `logits` is another bound for the logit difference."""
     same_ids = reference.prompts == found.prompts
-    pixels = float((reference.pixels - found.pixels).abs().max()) if same_ids else float("inf")
+    pixels = _pixel_difference(reference.pixels, found.pixels)
     gap, agreement, score = float("inf"), 0.0, float("inf")
     if same_ids:
         gap, agreement = difference(reference.logits, found.logits)
@@ -156,6 +158,14 @@ def compare(reference: Reading, found: Reading, precision: Precision, name: str,
         Check(name="golden answers' loss difference", value=score, bound=score_bound, passed=score <= score_bound),
     )
     return Parity(reference=name, num_prompts=len(found.prompts), checks=checks)
+
+
+def _pixel_difference(reference: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> float:
+    """The largest over all pictures; infinite where one has another shape."""
+    pairs = list(zip(reference, found, strict=True))
+    if any(left.shape != right.shape for left, right in pairs):
+        return float("inf")
+    return max(float((left - right).abs().max()) for left, right in pairs)
 
 
 def _score_difference(reference: Reading, found: Reading) -> float:
@@ -196,7 +206,7 @@ def our_prompt(probe: Probe, facts: Any, template: Any) -> list[int]:
 
 
 def stock_inputs(processor: Any, probe: Probe) -> dict[str, Tensor]:
-    """What stock transformers makes of a probe: input ids, mask and pixels.
+    """What stock transformers makes of a probe: input ids, pixels, and with AnyRes the picture's size.
 
     Rendered and tokenized in one call: in two, a tokenizer that puts a token before every text puts a second one
     before the template's own.
@@ -209,7 +219,7 @@ def stock_inputs(processor: Any, probe: Probe) -> dict[str, Tensor]:
         return_dict=True,
         return_tensors="pt",
     )
-    return {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    return {name: value for name, value in inputs.items() if name != "attention_mask"}
 
 
 def _answer(tokenizer: Any, probe: Probe) -> list[int]:

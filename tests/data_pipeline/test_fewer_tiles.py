@@ -124,7 +124,7 @@ def test_through_the_stream_nothing_is_cut_and_all_is_counted(folder: Path) -> N
     line = json.loads((folder / "quarantine.jsonl").read_text().splitlines()[0])
     assert (line["key"], line["kind"]) == ("long", "too_long")
     batch = collate([(found["4"], found["0"])], text_spec(TOKENIZER))
-    assert batch.picture_sizes_P2.tolist() == [list(found[key].picture_sizes[0]) for key in ("4", "0")]
+    assert list(batch.picture_sizes) == [found[key].picture_sizes[0] for key in ("4", "0")]
 
 
 def test_ranks_and_resumption_change_nothing(folder: Path) -> None:

@@ -170,7 +170,7 @@ def test_several_tiles_a_picture_go_through_encoder_and_batch(tmp_path: Path) ->
     samples = [encoder(Draw(0, n)) for n in range(3)]
     assert all(isinstance(sample, Encoded) for sample in samples)
     batch = collate([(sample,) for sample in samples if isinstance(sample, Encoded)], text_spec(tokenizer))
-    assert batch.picture_sizes_P2.tolist() == [list(size) for size in sizes]
+    assert list(batch.picture_sizes) == sizes
     expected = [fit_tiles(noise(*size), image) for size in sizes]
     assert np.array_equal(batch.tiles_TSSC.numpy(), np.concatenate(expected))
     assert [len(tiles) for tiles in expected] == [4, 4, 5]

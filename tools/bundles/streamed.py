@@ -34,10 +34,16 @@ def units(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]
     """The (full name, module) of every unit of a model."""
     for name, child in model.named_children():
         full_name = f"{prefix}{name}"
-        if isinstance(model, nn.ModuleList) or any(True for _ in child.parameters(recurse=False)):
+        is_small = any(True for _ in child.parameters(recurse=False)) and not holds_layers(child)
+        if isinstance(model, nn.ModuleList) or is_small:
             yield full_name, child
         else:
             yield from units(child, f"{full_name}.")
+
+
+def holds_layers(module: nn.Module) -> bool:
+    """Whether a list of layers lies inside: such a module is never a unit, whatever weights of its own it has."""
+    return any(isinstance(child, nn.ModuleList) for child in module.modules())
 
 
 class Unit:
@@ -81,6 +87,11 @@ def stream(model: nn.Module, fetch: Fetch, device: torch.device | None = None) -
         for key, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[key] = buffer.to(device)
+    for path, module in model.named_modules():
+        for key, empty in list(module._parameters.items()) if holds_layers(module) else []:
+            if empty is not None:  # a vector beside the layers, such as LLaVA-NeXT's newline: it stays
+                full_path = f"{path}.{key}" if path else key
+                module._parameters[key] = nn.Parameter(fetch(full_path, module).to(device), requires_grad=False)
     for name, module in units(model):
         unit = Unit(name, module, fetch, device)
         module.register_forward_pre_hook(unit.load)

@@ -135,12 +135,14 @@ def count_parts(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from models.anyres import with_newline
     from models.projectors import build_projector
 
     with torch.device("meta"):
         seen = _vision_module(model, dict(vision))
         decoder = AutoModelForCausalLM.from_config(_config(dict(language)))
-        projector = build_projector(model.projector, seen.config.hidden_size, decoder.config.hidden_size)
+        width = decoder.config.hidden_size
+        projector = with_newline(build_projector(model.projector, seen.config.hidden_size, width), model.image, width)
     return {
         "vision": _count(seen, plan.vision),
         "projector": _count(projector, plan.projector),

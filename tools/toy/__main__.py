@@ -22,6 +22,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_world(verbs.add_parser("world", help="draw scenes; write pictures, conversations and an exam"))
     _add_clip(verbs.add_parser("clip", help="pretrain a tiny CLIP on a world, or on photos with captions"))
     _add_language(verbs.add_parser("language", help="pretrain a tiny language model on a world's text"))
+    _add_vit(verbs.add_parser("vit", help="pretrain a tiny ViT on what a world's pictures show"))
+    _add_text_encoder(verbs.add_parser("text-encoder", help="write a fresh tiny DistilBERT with a world's vocabulary"))
     _add_llama2c(verbs.add_parser("import-llama2c", help="turn a llama2.c model into a Hugging Face directory"))
     return parser
 
@@ -31,6 +33,7 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", type=int, default=9000, help="training scenes (default %(default)s)")
     parser.add_argument("--held-out", type=int, default=500, help="scenes of the exam (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="what is drawn (default %(default)s)")
+    parser.add_argument("--scale", type=int, choices=(1, 2, 4), default=1, help="48 pixels times this wide and high")
     parser.set_defaults(run=_world)
 
 
@@ -49,6 +52,38 @@ def _add_language(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("world", type=Path, help="a folder that `world` made")
     _add_pretraining(parser, steps=150, batch_size=64)
     parser.set_defaults(run=_language)
+
+
+def _add_vit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("world", type=Path, help="a folder that `world` made")
+    _add_pretraining(parser, steps=250, batch_size=128)
+    parser.set_defaults(run=_vit)
+
+
+def _add_text_encoder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("world", type=Path, help="a folder that `world` made")
+    parser.add_argument("out", type=Path, help="the folder to make, in Hugging Face format")
+    parser.add_argument("--seed", type=int, default=0, help="first weights (default %(default)s)")
+    parser.set_defaults(run=_text_encoder)
+
+
+def _vit(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from tools.toy.encoders import pretrain_vit
+
+    torch.set_num_threads(arguments.threads)
+    reached = pretrain_vit(arguments.world, arguments.out, arguments.steps, arguments.batch_size, arguments.seed)
+    print(f"wrote {arguments.out}: {_figures(reached)}")
+    return 0
+
+
+def _text_encoder(arguments: argparse.Namespace) -> int:
+    from tools.toy.encoders import make_text_encoder
+
+    make_text_encoder(arguments.world, arguments.out, arguments.seed)
+    print(f"wrote {arguments.out}")
+    return 0
 
 
 def _add_pretraining(parser: argparse.ArgumentParser, steps: int, batch_size: int) -> None:
@@ -110,7 +145,7 @@ def _figures(reached: dict[str, float]) -> str:
 def _world(arguments: argparse.Namespace) -> int:
     from tools.toy.write import write_world
 
-    write_world(arguments.out, arguments.scenes, arguments.held_out, arguments.seed)
+    write_world(arguments.out, arguments.scenes, arguments.held_out, arguments.seed, arguments.scale)
     print(f"wrote {arguments.scenes} scenes and {arguments.held_out} held-out ones to {arguments.out}")
     return 0
 

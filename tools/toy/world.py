@@ -99,15 +99,15 @@ def draw_scenes(count: int, rng: random.Random, without: frozenset[Scene] = froz
             yield scene
 
 
-def render(scene: Scene, rng: random.Random) -> Image.Image:
-    """A picture of the scene, SIDE x SIDE, RGB; `rng` decides what the content leaves open."""
+def render(scene: Scene, rng: random.Random, scale: int = 1) -> Image.Image:
+    """A picture of the scene, `scale` (1, 2 or 4) times SIDE wide and high, RGB; `rng` decides what is left open."""
     side = SIDE * _SUPERSAMPLE
     grey = rng.randint(205, 245)
     image = Image.new("RGB", (side, side), (grey, grey, grey))
     pencil = ImageDraw.Draw(image)
     for thing in scene.things:
         _draw_thing(pencil, thing, rng)
-    return image.reduce(_SUPERSAMPLE)
+    return image.reduce(_SUPERSAMPLE // scale)
 
 
 def _draw_thing(pencil: ImageDraw.ImageDraw, thing: Thing, rng: random.Random) -> None:

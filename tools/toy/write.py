@@ -5,7 +5,8 @@
     OUT/lora.json         LLaVA's format, for LoRA: a caption and questions, each a conversation of its own
     OUT/text.jsonl        {"messages": [...]}: such talk about other scenes, without anything to go by
     OUT/captions.jsonl    {"image", "captions"}: what a contrastive model learns from
-    OUT/held_out/         images/, questions.json and annotations.json (VQA v2), captions.json (COCO)
+    OUT/pairs.json        [{"file_name", "caption"}]: each picture with one of its captions, for a Q-Former's contrast
+    OUT/held_out/         images/, questions.json and annotations.json (VQA v2), captions.json (COCO), pairs.json
 
 Owns the formats. Scenes that are held out are in no training file, by content (world.Scene's equality).
 """
@@ -34,32 +35,44 @@ CAPTION_SHARE = 0.5
 _ANSWER_TYPES = {"count": "number"}
 
 
-def write_world(out: Path, num_scenes: int, num_held_out: int, seed: int) -> None:
-    """Draw a world and write it to `out`, which must hold nothing yet. The same seed gives the same bytes."""
+def write_world(out: Path, num_scenes: int, num_held_out: int, seed: int, scale: int = 1) -> None:
+    """Draw a world and write it to `out`, which must hold nothing yet. The same seed gives the same bytes.
+
+    `scale` is how much larger than usual pictures are; scenes and words do not depend on it.
+    """
     held_out = list(draw_scenes(num_held_out, random.Random(f"{seed}:held-out")))
     without = frozenset(held_out)
     scenes = list(draw_scenes(num_scenes, random.Random(f"{seed}:scenes"), without))
     read = draw_scenes(num_scenes, random.Random(f"{seed}:text"), without)
     with new_directory(out, replace=False) as folder:
-        _write_training(folder, scenes, seed)
+        _write_training(folder, scenes, seed, scale)
         _write_text(folder / "text.jsonl", read, random.Random(f"{seed}:text-questions"))
-        _write_held_out(folder / "held_out", held_out, seed)
+        _write_held_out(folder / "held_out", held_out, seed, scale)
 
 
-def _write_training(folder: Path, scenes: Sequence[Scene], seed: int) -> None:
+def _write_training(folder: Path, scenes: Sequence[Scene], seed: int, scale: int) -> None:
     (folder / "images").mkdir()
     ink, ask = random.Random(f"{seed}:ink"), random.Random(f"{seed}:questions")
     align, lora = [], []
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as lines:
         for number, scene in enumerate(tqdm(scenes, desc="scenes", unit="scene")):
             image = f"{number:06d}.jpg"
-            _save(render(scene, ink), folder / "images" / image)
+            _save(render(scene, ink, scale), folder / "images" / image)
             lines.write(json.dumps({"image": image, "captions": captions(scene)}) + "\n")
             for turn, question in enumerate(talk(scene, ask)):
                 lora.append(llava_record(f"lora-{number:06d}-{turn}", image, [question]))
             align.append(llava_record(f"align-{number:06d}", image, [ask.choice(talk(scene, ask))]))
+    _write_json(folder / "pairs.json", pairs([f"{n:06d}.jpg" for n in range(len(scenes))], scenes, seed))
     _write_json(folder / "align.json", align)
     _write_json(folder / "lora.json", lora)
+
+
+def pairs(names: Sequence[str], scenes: Sequence[Scene], seed: int) -> list[dict[str, str]]:
+    """Each picture with one of its captions, by lot."""
+    rng = random.Random(f"{seed}:pairs")
+    return [
+        {"file_name": name, "caption": rng.choice(captions(scene))} for name, scene in zip(names, scenes, strict=True)
+    ]
 
 
 def talk(scene: Scene, rng: random.Random) -> list[Question]:
@@ -91,15 +104,16 @@ def _write_text(path: Path, scenes: Any, rng: random.Random) -> None:
                 lines.write(json.dumps({"messages": turns}) + "\n")
 
 
-def _write_held_out(folder: Path, scenes: Sequence[Scene], seed: int) -> None:
+def _write_held_out(folder: Path, scenes: Sequence[Scene], seed: int, scale: int) -> None:
     (folder / "images").mkdir(parents=True)
     ink, ask = random.Random(f"{seed}:held-out-ink"), random.Random(f"{seed}:held-out-questions")
     for image_id, scene in enumerate(scenes):
-        _save(render(scene, ink), folder / "images" / f"{image_id:012d}.jpg")
+        _save(render(scene, ink, scale), folder / "images" / f"{image_id:012d}.jpg")
     asked = examine(scenes, ask)
     _write_json(folder / "questions.json", vqa_questions(asked))
     _write_json(folder / "annotations.json", vqa_annotations(asked))
     _write_json(folder / "captions.json", coco_captions(scenes))
+    _write_json(folder / "pairs.json", pairs([f"{n:012d}.jpg" for n in range(len(scenes))], scenes, seed))
 
 
 def examine(scenes: Sequence[Scene], rng: random.Random) -> list[tuple[int, Question]]:
