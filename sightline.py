@@ -4,11 +4,16 @@
     model = sightline.load("runs/quickstart/bundle")
     print(model.chat("photo.jpg", "What is in the picture?"))
 
-The names below are loaded when they are first used, so that the import itself is quick.
+The names below are loaded when they are first used, so that the import itself is quick. Once transformers is imported,
+its Auto classes open every bundle, those with our own class (`models.registered`) among them.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +37,43 @@ def load(path: str | PathLike[str], *, device: str = "auto", verify: bool = True
     from eval.predictor import Predictor
 
     return Predictor.open(path, device=device, verify=verify)
+
+
+class _AfterTransformers(MetaPathFinder, Loader):
+    """Registers our class with transformers when somebody imports it, and not before."""
+
+    def __init__(self) -> None:
+        self._own: Any = None
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Stand between once, when transformers itself is asked for."""
+        if name != "transformers":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None:
+            self._own, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        """As transformers' own loader makes it."""
+        return self._own.create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        """Run transformers, then register."""
+        module.__spec__.loader = module.__loader__ = self._own
+        self._own.exec_module(module)
+        _register()
+
+
+def _register() -> None:
+    import models.registered  # noqa: F401
+
+
+if "transformers" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _AfterTransformers())
 
 
 def __getattr__(name: str) -> Any:

@@ -58,8 +58,17 @@ class TokenizerTemplate(Config):
     kind: Literal["tokenizer"] = "tokenizer"
 
 
+class PairTemplate(Config):
+    """A picture and its text, for an objective that reads each by itself (image_text): what the user says is left out.
+
+    Only the end token is a target, so that a pair counts as one.
+    """
+
+    kind: Literal["pair"] = "pair"
+
+
 TemplateConfig = Annotated[
-    PlainTemplate | VicunaTemplate | ChatmlTemplate | Llama3Template | TokenizerTemplate,
+    PlainTemplate | VicunaTemplate | ChatmlTemplate | Llama3Template | TokenizerTemplate | PairTemplate,
     Field(discriminator="kind"),
 ]
 

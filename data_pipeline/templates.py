@@ -91,6 +91,31 @@ class Plain:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """One picture, then what is said about it between the tokenizer's begin and end; only the end is a target."""
+
+    tokens: Tokens
+
+    @property
+    def stop(self) -> str:
+        """See `Template`."""
+        return self.tokens.eos
+
+    def segments(self, turns: Sequence[Turn]) -> list[Segment]:
+        """See `Template`. Raises InputError unless there is exactly one picture."""
+        num_pictures = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
+        if num_pictures != 1:
+            raise InputError(f"{num_pictures} pictures, and a pair has one picture and one text")
+        text = " ".join(turn.text for turn in turns if turn.role == "assistant")
+        parts = [(IMAGE_TOKEN, False), (self.tokens.bos, False), (text, False), (self.stop, True)]
+        return [Segment(part, is_target) for part, is_target in parts]
+
+    def jinja(self) -> str:
+        """Nothing is generated from pairs, so there is no prompt to write."""
+        raise InputError("data.template.kind: pair has no prompt; nothing can be generated in such a stage")
+
+
+@dataclass(frozen=True)
 class Vicuna:
     """Vicuna v1, as LLaVA-1.5 uses it: two spaces never meet, and nothing stands between an end and the next USER."""
 
@@ -207,6 +232,7 @@ def _llama3(config: Config, tokens: Tokens) -> Template:
 
 _TEMPLATES: Mapping[str, Callable[[Any, Tokens], Template]] = {
     "plain": lambda _config, tokens: Plain(tokens),
+    "pair": lambda _config, tokens: Pair(tokens),
     "vicuna_v1": lambda _config, tokens: Vicuna(tokens),
     "chatml": _chatml,
     "llama3": _llama3,

@@ -60,6 +60,8 @@ class Predictor:
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        import models.registered  # noqa: F401 - makes our own class known
+
         folder, place = Path(path), _device(device)
         manifest = verify_bundle(folder) if verify else read_manifest(folder)
         try:

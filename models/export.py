@@ -3,6 +3,7 @@
     vision.model.X      -> vision_tower.vision_model.X (clip, siglip) or vision_tower.X (dinov2, vit)
     projector.linear_1  -> multi_modal_projector.linear_1
     projector.newline   -> image_newline, of `LlavaNextForConditionalGeneration`, which AnyRes makes it
+    projector.X         -> multi_modal_projector.X of our own class (`models.registered`) for every other projector
     language.X          -> language_model.X
 
 A single linear projector becomes linear_1 with an identity activation and linear_2 = the identity matrix: exact in any
@@ -19,9 +20,16 @@ import torch
 from torch import Tensor
 
 from models.build import Facts
-from models.config import LinearProjector, MlpProjector, ModelConfig, PretrainedLanguage, TransformersVision
+from models.config import (
+    LinearProjector,
+    MlpProjector,
+    ModelConfig,
+    PretrainedLanguage,
+    QFormerProjector,
+    TransformersVision,
+)
 from models.errors import InputError
-from models.source import directory_of
+from models.source import directory_of, read_json
 from models.spec import IMAGE_TOKEN, AnyResImage, ImageSpec, PadImage
 from models.vision import FAMILIES
 
@@ -31,8 +39,6 @@ HAS_INNER_MODEL = frozenset({"clip", "siglip"})
 
 def check_exportable(config: ModelConfig) -> None:
     """Raise InputError where the model has a part that Llava's class has no place for."""
-    if not isinstance(config.projector, LinearProjector | MlpProjector):
-        raise InputError(f"model.projector.kind: {config.projector.kind} cannot be exported as a Llava model yet")
     if not isinstance(config.vision, TransformersVision) or not isinstance(config.language, PretrainedLanguage):
         raise InputError("model: only parts that transformers loads can be exported as a Llava model yet")
 
@@ -55,7 +61,7 @@ def names_in_file(name: str) -> tuple[str, ...]:
 
 
 def projector_tensors(config: ModelConfig, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """linear_1 and linear_2 from the projector's own weights (`linear.weight`, or `linear_1.weight` and so on)."""
+    """The projector's weights under their exported names; a single linear layer becomes linear_1 and linear_2."""
     prefix = "multi_modal_projector"
     if isinstance(config.image, AnyResImage):
         yield "image_newline", weights["newline.weight"]
@@ -66,8 +72,9 @@ def projector_tensors(config: ModelConfig, weights: dict[str, Tensor]) -> Iterat
         yield f"{prefix}.linear_2.weight", torch.eye(width)
         yield f"{prefix}.linear_2.bias", torch.zeros(width)
         return
-    for name in ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"):
-        yield f"{prefix}.{name}", weights[name]
+    for name, value in weights.items():
+        if name != "newline.weight" and ".text." not in f".{name}":  # the Q-Former's text side is for training alone
+            yield f"{prefix}.{name}", value
 
 
 def with_image_row(name: str, value: Tensor, num_rows: int) -> Tensor:
@@ -88,8 +95,10 @@ def num_vocabulary_rows(facts: Facts) -> int:
 
 
 def llava_config(config: ModelConfig, facts: Facts, dtype: torch.dtype) -> Any:
-    """A `LlavaConfig` for the exported model, or a `LlavaNextConfig` where it has AnyRes."""
+    """A `LlavaConfig`; under AnyRes a `LlavaNextConfig`, and our own for projectors that neither has."""
     from transformers import AutoConfig, LlavaConfig, LlavaNextConfig
+
+    from models.registered import SightlineConfig
 
     assert isinstance(config.vision, TransformersVision)
     assert isinstance(config.language, PretrainedLanguage)
@@ -101,6 +110,10 @@ def llava_config(config: ModelConfig, facts: Facts, dtype: torch.dtype) -> Any:
     if isinstance(config.image, AnyResImage):
         config_class = LlavaNextConfig
         more["image_grid_pinpoints"] = [list(pinpoint) for pinpoint in config.image.pinpoints]
+    elif not isinstance(config.projector, LinearProjector | MlpProjector):
+        config_class, more["projector"] = SightlineConfig, config.projector.model_dump(mode="json")
+        if isinstance(config.projector, QFormerProjector):
+            more["projector_text"] = read_json(directory_of(config.projector.path), "config.json")
     llava = config_class(
         vision_config=getattr(vision, "vision_config", vision),
         text_config=language,
@@ -108,7 +121,7 @@ def llava_config(config: ModelConfig, facts: Facts, dtype: torch.dtype) -> Any:
         projector_hidden_act="linear" if isinstance(config.projector, LinearProjector) else "gelu",
         vision_feature_layer=config.vision.feature_layer,
         vision_feature_select_strategy=_select_strategy(config.vision),
-        image_seq_length=(facts.image.size // facts.image.patch_size) ** 2 + facts.image.num_extra_tokens,
+        image_seq_length=facts.image.num_projected_tokens or facts.image.num_features,
         tie_word_embeddings=bool(language.tie_word_embeddings),
         **more,
     )
@@ -158,12 +171,28 @@ def processor(config: ModelConfig, facts: Facts, chat_template: str) -> Any:
     return processor_class(
         image_processor=image_processor(facts.image),
         tokenizer=facts.tokenizer,
-        patch_size=facts.image.patch_size,
-        vision_feature_select_strategy=_select_strategy(config.vision),
         image_token=IMAGE_TOKEN,
-        num_additional_image_tokens=FAMILIES[config.vision.kind].num_leading_tokens,
         chat_template=chat_template,
+        **_token_count(config.vision, facts.image),
     )
+
+
+def _token_count(vision: TransformersVision, spec: ImageSpec) -> dict[str, Any]:
+    """By what a processor counts a picture's tokens: patches and leading tokens, less one with `default`.
+
+    Where the projector makes N tokens of a picture, the picture counts as one patch with N - 1 tokens before it.
+    """
+    if spec.num_projected_tokens is not None:
+        return {
+            "patch_size": spec.size,
+            "vision_feature_select_strategy": "full",
+            "num_additional_image_tokens": spec.num_projected_tokens - 1,
+        }
+    return {
+        "patch_size": spec.patch_size,
+        "vision_feature_select_strategy": _select_strategy(vision),
+        "num_additional_image_tokens": FAMILIES[vision.kind].num_leading_tokens,
+    }
 
 
 def generation_config(facts: Facts, stop_id: int) -> Any:

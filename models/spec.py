@@ -65,6 +65,13 @@ class ImageSpec(Config):
     std: tuple[float, float, float]
     num_extra_tokens: int = 0
     """Tokens beside the patches, such as a CLS token that is kept."""
+    num_projected_tokens: int | None = None
+    """Image tokens that the projector makes of a square's features; None: one a feature."""
+
+    @property
+    def num_features(self) -> int:
+        """Features of one square."""
+        return (self.size // self.patch_size) ** 2 + self.num_extra_tokens
 
 
 class TextSpec(Config):
@@ -86,7 +93,7 @@ def num_image_tokens(spec: ImageSpec, width: int, height: int) -> int:
     Raises:
         InputError: no canvas takes the picture.
     """
-    base = (spec.size // spec.patch_size) ** 2 + spec.num_extra_tokens
+    base = spec.num_features if spec.num_projected_tokens is None else spec.num_projected_tokens
     if not isinstance(spec.fit, AnyResImage):
         return base
     num_rows, num_columns = unpadded_grid(spec, width, height)

@@ -127,6 +127,8 @@ def merge(source: Source, out: Path, *, probes: list[Probe], force: bool = False
 
     config, model = source.recipe.stage(source.stage), source.recipe.model
     check_exportable(model)
+    if config.objective.reader != "language":
+        raise InputError(f"{source.stage}: it trains no language model, so nothing could answer; merge a later stage")
     base = _checked_base(source)
     facts = read_facts(model, config.data.max_length)
     tokens = Tokens.of(facts.tokenizer)

@@ -35,11 +35,19 @@ class Answered:
     answer: str
 
 
-def write_answers(file: Path, title: str, metrics: Mapping[str, float], answers: Sequence[Answered]) -> None:
-    """The page, complete or absent."""
+def write_answers(
+    file: Path,
+    title: str,
+    metrics: Mapping[str, float],
+    answers: Sequence[Answered],
+    *,
+    grid: Image.Image | None = None,
+) -> None:
+    """The page, complete or absent; `grid` is a picture that stands before the answers."""
     rows = "".join(f"<tr><td>{escape(name)}</td><td>{value:.6g}</td></tr>" for name, value in metrics.items())
     figures = "".join(_figure(answered) for answered in answers)
-    write_page(file, title, f"<table>{rows}</table><section>{figures}</section>", _STYLE)
+    shown = picture_tag(grid, "similarities", max(grid.size)) if grid is not None else ""
+    write_page(file, title, f"<table>{rows}</table>{shown}<section>{figures}</section>", _STYLE)
 
 
 def _figure(answered: Answered) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from models.config import DecoderLanguage, OpenClipVision
 from models.errors import InputError
-from models.projectors import PROJECTORS
-from models.spec import AnyResImage
 from trainer.objectives import OBJECTIVES
 from trainer.recipe import Recipe
 
@@ -16,12 +14,8 @@ def check_built(recipe: Recipe, stage: str) -> None:
     missing = []
     if isinstance(model.vision, OpenClipVision):
         missing.append("model.vision.kind=open_clip")
-    if model.projector.kind not in PROJECTORS:
-        missing.append(f"model.projector.kind={model.projector.kind}")
     if isinstance(model.language, DecoderLanguage):
         missing.append("model.language.kind=decoder")
-    if isinstance(model.image, AnyResImage):
-        missing.append("model.image.kind=anyres")
     if config.objective.kind not in OBJECTIVES:
         missing.append(f"stages.{stage}.objective.kind={config.objective.kind}")
     if missing:

@@ -6,13 +6,15 @@ and `trainer.engine`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from data_pipeline.config import DataConfig
 from eval.tasks.config import TaskConfig
 from models.spec import Config
+
+Reader = Literal["language", "projector"]
 
 
 class Frozen(Config):
@@ -24,12 +26,14 @@ class Frozen(Config):
 class Full(Config):
     """Every weight of the part learns, in fp32. Norms and biases have no weight decay.
 
-    `learning_rates` gives modules inside the part a rate of their own, by their dotted name: {"queries": 1e-3}.
+    `learning_rates` gives modules inside the part a rate of their own, by their dotted name: {"queries": 1e-3}. Modules
+    named in `frozen` stay as they are.
     """
 
     kind: Literal["full"] = "full"
     learning_rate: PositiveFloat
     learning_rates: dict[str, PositiveFloat] = Field(default_factory=dict)
+    frozen: Annotated[tuple[str, ...], Field(strict=False)] = ()
     weight_decay: float = 0.0
 
 
@@ -59,6 +63,7 @@ class TuningPlan(Config):
     vision: Tuning = Frozen()
     projector: Tuning = Frozen()
     language: LanguageTuning = Frozen()
+    future: Tuning = Frozen()
 
 
 class Duration(Config):
@@ -138,21 +143,33 @@ class NextToken(Config):
     """Predict each supervised token from what stands before it."""
 
     kind: Literal["next_token"] = "next_token"
+    reader: ClassVar[Reader] = "language"
+    """Which part of the model reads the text, and so whose tokenizer the data go through; likewise below."""
 
 
 class MultiToken(Config):
-    """Predict several future tokens: parallel heads (Gloeckle et al. 2024) or sequential modules (DeepSeek-V3)."""
+    """Predict each supervised token, and with the heads of `model.future` those behind it.
+
+    The loss is that of the next token and `weight` times the sum of the heads': 1 as in Gloeckle et al. 2024, 0.3 and
+    0.1 as in DeepSeek-V3.
+    """
 
     kind: Literal["multi_token"] = "multi_token"
-    num_future_tokens: PositiveInt = 4
-    heads: Literal["parallel", "sequential"] = "parallel"
+    weight: PositiveFloat = 1.0
+    reader: ClassVar[Reader] = "language"
 
 
 class ImageText(Config):
-    """Bring pictures and their texts together: contrast (ITC), matching (ITM), captioning (ITG), as in BLIP-2."""
+    """Bring pictures and their texts together: contrast (ITC), matching (ITM), captioning (ITG), as in BLIP-2.
+
+    Negatives come from the whole global batch, whatever the number of GPUs; so a rank must take its rows at once
+    (`batch.micro_rows`), and accumulation is refused. `label_smoothing` is for ITC and ITG.
+    """
 
     kind: Literal["image_text"] = "image_text"
-    losses: tuple[Literal["itc", "itm", "itg"], ...] = ("itc",)
+    losses: Annotated[tuple[Literal["itc", "itm", "itg"], ...], Field(strict=False, min_length=1)] = ("itc",)
+    label_smoothing: float = Field(default=0.1, ge=0.0, lt=1.0)
+    reader: ClassVar[Reader] = "projector"
 
 
 Objective = Annotated[NextToken | MultiToken | ImageText, Field(discriminator="kind")]
@@ -261,7 +278,7 @@ class StageConfig(Config):
 
     @model_validator(mode="after")
     def _something_learns(self) -> StageConfig:
-        parts = (self.tune.vision, self.tune.projector, self.tune.language)
+        parts = (self.tune.vision, self.tune.projector, self.tune.language, self.tune.future)
         if all(isinstance(part, Frozen) for part in parts):
             raise ValueError("tune: every part is frozen, so nothing would be learnt")
         if self.checkpoint.finish_with == "best" and self.validation is None:

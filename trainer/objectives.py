@@ -6,33 +6,22 @@ B rows, L positions, K targets, D the language model's width, V its vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from data_pipeline.batch import Batch
 from models.attention import Segments
 from models.decoder import Packed
+from models.spec import IGNORE_INDEX
 from models.vlm import VLM
 from trainer.chunked_loss import head_losses
-from trainer.config import NextToken, Objective
+from trainer.config import MultiToken, NextToken, Objective
+from trainer.image_text import ImageTextLoss
+from trainer.loss_sum import BatchLoss, LossSum
 
-
-class LossSum(NamedTuple):
-    """Sums over a batch's targets: the loss, and how many were predicted right. The batch knows their number."""
-
-    loss_sum: Tensor
-    num_correct: Tensor
-    row_loss_sums_B: Tensor
-    """The loss row by row, detached: a row that is not finite is named by it, and left out by `Batch.keep_rows`."""
-
-
-class BatchLoss(Protocol):
-    """An objective: what a stage minimises, as a sum over the targets of a batch."""
-
-    def __call__(self, vlm: VLM, batch: Batch) -> LossSum:
-        """The sums for one micro-batch; its gradient flows to whatever learns in `vlm`."""
-        ...
+__all__ = ["OBJECTIVES", "BatchLoss", "LossSum", "NextTokenLoss", "build_objective", "pack", "sums_by_row"]
 
 
 class NextTokenLoss:
@@ -43,10 +32,46 @@ class NextTokenLoss:
 
     def __call__(self, vlm: VLM, batch: Batch) -> LossSum:
         """Sums for one micro-batch. A batch without targets gives 0 that still hangs on every parameter."""
-        hidden_KD = vlm.hidden_states(pack(batch), batch.tiles_TSSC)
+        hidden_KD = vlm.hidden_states(pack(batch), batch.tiles_TSSC, batch.picture_sizes)
         targets_K = batch.targets_BL.flatten()[batch.real_N[batch.supervised_K]]
         losses_K, num_correct = head_losses(vlm.language.get_output_embeddings(), hidden_KD, targets_K)
         return LossSum(losses_K.sum(), num_correct, sums_by_row(losses_K, batch))
+
+
+class MultiTokenLoss:
+    """Cross-entropy of the next token, and `weight` times that of each further one, by the heads of `model.future`.
+
+    A head is taught at the positions whose next token is a target, where the token that it predicts is a target of
+    the same sample: what stands behind a sample's end, or in a question, teaches nothing.
+    """
+
+    def __init__(self, config: MultiToken) -> None:
+        self._weight = config.weight
+
+    def __call__(self, vlm: VLM, batch: Batch) -> LossSum:
+        """Sums for one micro-batch; right predictions are the next token's."""
+        packed = pack(batch)
+        hidden_ND, futures = vlm.future_states(packed, batch.tiles_TSSC, batch.picture_sizes)
+        head, places_K = vlm.language.get_output_embeddings(), batch.supervised_K
+        targets_K = batch.targets_BL.flatten()[batch.real_N[places_K]]
+        losses_K, num_correct = head_losses(head, hidden_ND[places_K], targets_K)
+        for distance, states_ND in enumerate(futures, start=1):
+            further_K, _ = head_losses(head, states_ND[places_K], future_targets(batch, distance))
+            losses_K = losses_K + self._weight * further_K
+        return LossSum(losses_K.sum(), num_correct, sums_by_row(losses_K, batch))
+
+
+def future_targets(batch: Batch, distance: int) -> Tensor:
+    """For each of the K targets the one `distance` positions on, or `IGNORE_INDEX` where that is not of its sample.
+
+    Within a sample positions count up by one; behind its end they begin again.
+    """
+    positions_N = batch.position_ids_BL.flatten()[batch.real_N]
+    targets_N = batch.targets_BL.flatten()[batch.real_N]
+    beyond_K = batch.supervised_K + distance
+    places_K = beyond_K.clamp(max=len(positions_N) - 1)
+    is_same_K = positions_N[places_K] == positions_N[batch.supervised_K] + distance
+    return torch.where(is_same_K & (places_K == beyond_K), targets_N[places_K], IGNORE_INDEX)
 
 
 def pack(batch: Batch) -> Packed:
@@ -66,7 +91,11 @@ def sums_by_row(losses_K: Tensor, batch: Batch) -> Tensor:
     return sums_B.index_add(0, batch.target_rows_K, losses_K.detach())
 
 
-OBJECTIVES: dict[str, Callable[[Any], BatchLoss]] = {"next_token": NextTokenLoss}
+OBJECTIVES: dict[str, Callable[[Any], BatchLoss]] = {
+    "next_token": NextTokenLoss,
+    "multi_token": MultiTokenLoss,
+    "image_text": ImageTextLoss,
+}
 
 
 def build_objective(config: Objective) -> BatchLoss:

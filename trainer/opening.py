@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_pipeline.build import open_stream
 from data_pipeline.stream import RowStream
-from models.build import Facts, build_vlm, read_facts
+from models.build import Facts, build_vlm, new_prefixes, read_facts
 from models.config import PretrainedLanguage
 from models.errors import InputError
 from models.files import LineFile, write_json
@@ -29,6 +29,7 @@ from trainer.checkpoint import WEIGHT, CheckpointReader
 from trainer.config import StageConfig
 from trainer.engine import Engine, start_distributed
 from trainer.guard import Guard
+from trainer.image_text import check_pool
 from trainer.insight import Insight
 from trainer.interrupt import Interrupt
 from trainer.ledger import Ledger
@@ -58,8 +59,9 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
     config, directory = recipe.stage(name), Path(recipe.run) / name
     check_built(recipe, name)
     _check_precision(recipe, config)
+    check_pool(config, ranks.world_size, f"stages.{name}")
     given_from = _init_reader(recipe, config)
-    facts = read_facts(recipe.model, config.data.max_length)
+    facts = read_facts(recipe.model, config.data.max_length, config.objective.reader)
     measure = open_measure(recipe, name, facts)
     stream = open_rows(recipe, name, facts, ranks, directory / "quarantine.jsonl")
     device = start_distributed(ranks, 1.5 * config.guard.rank_timeout_s)
@@ -194,7 +196,7 @@ def _prepare_model(
 ) -> tuple[VLM, list[ParameterGroup], dict[str, Tensor]]:
     """The model with its tuning plan on it, and the weights it was given that do not learn here.
 
-    A projector that does not learn counts as given: it is in no pretrained base, so every checkpoint must hold it.
+    A new part that does not learn counts as given: it is in no pretrained base, so every checkpoint must hold it.
     """
     config = recipe.stage(name)
     dtype = DTYPES[config.engine.precision]
@@ -202,9 +204,9 @@ def _prepare_model(
     groups = apply_plan(vlm, config.tune, seed=stream_seed(recipe.seed, name, "adapters"))
     loaded = load_weights(vlm, given_from) if given_from is not None else []
     learning = {parameter_name for group in groups for parameter_name in group.names}
-    projector = [parameter for parameter, _ in vlm.named_parameters() if parameter.startswith("projector.")]
     parameters = dict(vlm.named_parameters())
-    return vlm, groups, {key: parameters[key].data for key in {*loaded, *projector} - learning}
+    new = [parameter for parameter in parameters if parameter.startswith(new_prefixes(recipe.model))]
+    return vlm, groups, {key: parameters[key].data for key in {*loaded, *new} - learning}
 
 
 def _record(recipe: Recipe, name: str, facts: Facts, ranks: Ranks) -> dict[str, Any]:

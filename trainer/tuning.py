@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from models.errors import InputError
 from models.vlm import VLM
 from trainer.config import Frozen, Full, Lora, TuningPlan
 
@@ -36,19 +37,33 @@ def apply_plan(vlm: VLM, plan: TuningPlan, *, seed: int) -> list[ParameterGroup]
     """
     vlm.requires_grad_(False)
     groups: list[ParameterGroup] = []
-    for part, tuning in (("vision", plan.vision), ("projector", plan.projector), ("language", plan.language)):
+    parts = (("vision", plan.vision), ("projector", plan.projector), ("language", plan.language))
+    for part, tuning in (*parts, ("future", plan.future)):
         module = getattr(vlm, part)
         if isinstance(tuning, Frozen):
             continue
+        if module is None:
+            raise InputError(f"tune.{part}: the model has none; model.{part} says what it is")
         if isinstance(tuning, Lora):
             add_adapters(module, tuning, seed)
         else:
-            module.requires_grad_(True)
+            _unfreeze(module, part, tuning)
         learning = [(f"{part}.{name}", value) for name, value in module.named_parameters() if value.requires_grad]
         for _, value in learning:
             value.data = value.data.to(torch.float32)
         groups += _groups(part, learning, tuning)
     return groups
+
+
+def _unfreeze(module: nn.Module, part: str, tuning: Full) -> None:
+    """Let the part's weights learn but for those in modules that stay frozen; every name given must be one of it."""
+    names = [name for name, _ in module.named_parameters()]
+    for chosen in (*tuning.frozen, *tuning.learning_rates):
+        if not any(_is_inside(f"{part}.{name}", part, chosen) for name in names):
+            inner = ", ".join(sorted({name.partition(".")[0] for name in names}))
+            raise InputError(f"tune.{part}: {chosen} names no module of it; its outermost ones are {inner}")
+    for name, value in module.named_parameters():
+        value.requires_grad_(not any(_is_inside(f"{part}.{name}", part, kept) for kept in tuning.frozen))
 
 
 def add_adapters(language: nn.Module, tuning: Lora, seed: int) -> None:

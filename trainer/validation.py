@@ -1,6 +1,7 @@
 """Validation during training: what a stage has learnt so far, measured on data that it does not learn from.
 
     every rank: its share of the held-out samples -> engine.evaluate -> sums -> all-reduced -> loss
+                                                                    -> embeddings -> gathered -> retrieval, a grid
                 its share of the pictures and of each task -> answers -> gathered -> scored by the first rank
     RUN/STAGE/validation/step_000500.html    the pictures with their answers, and the numbers
     RUN/STAGE/validation/unusable.jsonl      held-out samples that could not be used, with their reason
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import nn
 
 from data_pipeline.batch import Batch, collate
@@ -32,10 +34,14 @@ from models.errors import InputError
 from trainer.answers_page import Answered, write_answers
 from trainer.config import Validation
 from trainer.held_out import HeldOut, live_processor
-from trainer.objectives import LossSum
+from trainer.loss_sum import Embeddings, LossSum
 from trainer.ranks import Ranks
 from trainer.recipe import Recipe
+from trainer.retrieval import METRICS, draw_grid, measure
 from trainer.step import TrainStep
+
+GRID_PAIRS = 8
+"""Pairs in the picture of similarities."""
 
 ShouldStop = Callable[[], bool]
 """Whether THIS rank was asked to stop: a flag, no collective. Ranks need not agree; validation makes them agree."""
@@ -63,12 +69,22 @@ class Measure:
         self.text = facts.text
         self.micro_rows = recipe.stage(stage).batch.micro_rows
         self.held_out = HeldOut(config.data, facts, config.num_samples)
+        self.is_compared = is_compared = recipe.stage(stage).objective.reader == "projector"
+        if is_compared and (config.generate or config.tasks):
+            raise InputError(
+                f"stages.{stage}.validation: no language model answers in this stage: leave out generate, tasks"
+            )
+        self.compared = {each.key: each for each in self.held_out.examples(GRID_PAIRS if is_compared else 0)}
+        """Pairs that are shown with their similarities, where the objective compares pictures and texts."""
         self.examples = self.held_out.examples(config.generate)
         self.tasks: list[Task] = [make_task(task) for task in config.tasks]
         self.processor, self.generation_config = None, None
         if self.examples or self.tasks:
             self.processor, self.generation_config = live_processor(recipe.model, facts, self.held_out)
-        names = ["validation/loss", "validation/token_accuracy"]
+        names = [
+            "validation/loss",
+            *(f"validation/{name}" for name in (METRICS if is_compared else ["token_accuracy"])),
+        ]
         names += [_metric_name(task, metric) for task in self.tasks for metric in task.metric_names]
         if len(set(names)) < len(names):
             raise InputError(f"stages.{stage}.validation.tasks: two tasks have one name: give one a `name`")
@@ -107,6 +123,8 @@ class Validator:
     ) -> None:
         self.answers: list[Answered] = []
         """The pictures of the last finished `run` with their answers, on the first rank."""
+        self.grid: Image.Image | None = None
+        """The similarities of its first pairs, where the objective compares pictures and texts."""
         self._measure, self._module, self._engine = measure, module, engine
         self._ranks, self._device, self._directory = ranks, device, directory / "validation"
         self._named: set[tuple[str, str]] = set()
@@ -131,8 +149,11 @@ class Validator:
             raise InputError(f"{self._measure.config.metric} could not be measured: validate on more samples, or Java?")
         metrics["validation/seconds"] = self._ranks.gather(time.monotonic() - started_s)[0]
         if self._ranks.is_first:
-            title = f"{self._measure.title}, step {steps}"
-            write_answers(self._directory / f"step_{steps:06d}.html", title, metrics, self.answers)
+            title, name = f"{self._measure.title}, step {steps}", f"step_{steps:06d}"
+            self._directory.mkdir(parents=True, exist_ok=True)
+            if self.grid is not None:
+                self.grid.save(self._directory / f"{name}.png")
+            write_answers(self._directory / f"{name}.html", title, metrics, self.answers, grid=self.grid)
         return metrics
 
     def close(self) -> None:
@@ -148,6 +169,7 @@ class Validator:
             for rank in range(self._ranks.world_size)
         )
         samples = self._measure.held_out.encoded(share)
+        embeddings: list[tuple[list[str], Embeddings]] = []
         sums = torch.zeros(5, dtype=torch.float64)
         for start in self._progress(range(0, longest, size), "validation"):
             fault = ""
@@ -161,16 +183,32 @@ class Validator:
             found = self._engine.evaluate(batch.to(self._device))
             local = (found.loss_sum, found.num_correct, batch.num_targets, len(rows), 0)
             sums += torch.tensor([float(value) for value in local], dtype=torch.float64)
+            if found.embeddings is not None:
+                keys = [name for names in batch.keys for name in names]
+                embeddings.append((keys, Embeddings(*(value.float().cpu() for value in found.embeddings))))
         sums[4] = len(share) - sums[3]
         loss, correct, targets, num_samples, num_unusable = self._ranks.sum(sums.tolist())
         if targets == 0:
             raise InputError("validation.data: no sample of it can be used; see validation/unusable.jsonl")
-        return {
-            "validation/loss": loss / targets,
-            "validation/token_accuracy": correct / targets,
-            "validation/samples": num_samples,
-            "validation/unusable_samples": num_unusable,
-        }
+        counts = {"validation/samples": num_samples, "validation/unusable_samples": num_unusable}
+        if self._measure.is_compared:
+            return {"validation/loss": loss / targets, **self._retrieval(embeddings), **counts}
+        return {"validation/loss": loss / targets, "validation/token_accuracy": correct / targets, **counts}
+
+    def _retrieval(self, found: list[tuple[list[str], Embeddings]]) -> dict[str, float]:
+        """Recall over the pairs of all ranks, and the contrastive loss over them at once; none without embeddings."""
+        everything = [part for share in self._ranks.gather(found) for part in share]
+        if not everything:
+            return {}
+        keys = [key for names, _ in everything for key in names]
+        parts = [embeddings for _, embeddings in everything]
+        pictures, texts = (torch.cat(values) for values in zip(*(part[:2] for part in parts), strict=True))
+        metrics, scores_NN = measure(Embeddings(pictures, texts, parts[0].scale))
+        shown = [key for key in keys if key in self._measure.compared][:GRID_PAIRS]
+        examples, places = [self._measure.compared[key] for key in shown], [keys.index(key) for key in shown]
+        pictures_shown, texts_shown = [each.picture for each in examples], [each.reference for each in examples]
+        self.grid = draw_grid(pictures_shown, texts_shown, scores_NN[places][:, places]) if shown else None
+        return {f"validation/{name}": value for name, value in metrics.items()}
 
     def _rows(self, samples: Iterator[Encoded | BadSample], count: int) -> list[tuple[Encoded, ...]]:
         """The usable ones among the next `count` samples, each a row; the others are named."""

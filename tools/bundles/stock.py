@@ -28,6 +28,8 @@ def skeleton(config: Any, settings: Any = None) -> Any:
     from transformers import AutoModelForImageTextToText
     from transformers.quantizers import AutoHfQuantizer
 
+    import models.registered  # noqa: F401 - makes our own class known
+
     with without_weights():
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     if settings is not None:
@@ -42,6 +44,8 @@ def skeleton(config: Any, settings: Any = None) -> Any:
 def open_streamed(directory: Path, device: torch.device) -> Any:
     """The bundle's model on `device`, its weights read from the files as they are needed; its names are checked."""
     from transformers import AutoConfig
+
+    import models.registered  # noqa: F401 - makes our own class known
 
     config = AutoConfig.from_pretrained(directory)
     files = TensorFiles(directory)

@@ -1,18 +1,13 @@
-"""Projectors: from the vision encoder's width to the language model's.
-
-    features_TPV -> projected_TPD
+"""Projectors that treat each feature by itself: one linear layer, or two.
 
 T tiles, P image tokens a tile, V the encoder's width, D the language model's width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import Tensor, nn
 
-from models.config import LinearProjector, MlpProjector, ProjectorConfig
+from models.config import LinearProjector, MlpProjector
 
 
 class Linear(nn.Module):
@@ -45,11 +40,3 @@ class Mlp(nn.Module):
         """Projected features [T, P, D]."""
         projected: Tensor = self.linear_2(self.activation(self.linear_1(features_TPV)))
         return projected
-
-
-PROJECTORS: dict[str, Callable[[Any, int, int], nn.Module]] = {"linear": Linear, "mlp": Mlp}
-
-
-def build_projector(config: ProjectorConfig, vision_width: int, language_width: int) -> nn.Module:
-    """The projector that `config` names; its weights come from torch's global generator."""
-    return PROJECTORS[config.kind](config, vision_width, language_width)

@@ -1,0 +1,183 @@
+"""The other two backbones of the small world: a ViT taught by labels, and a text encoder that knows nothing yet.
+
+Owns a ViTModel that learns what lies at each place (as ViT-B/16 learnt ImageNet's classes), and a DistilBERT with fresh
+weights and a WordPiece vocabulary of the captions, for a Q-Former to start from. Both are Hugging Face folders.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.files import new_directory
+from tools.toy.clip import ClipSize, image_processor, load_pixels, read_captions
+from tools.toy.optimise import Schedule, fit
+from tools.toy.world import COLOURS, PLACES, SHAPES, SIZES
+
+NUM_CHECKED = 256
+"""Pictures at the file's end that are not learnt from: accuracy is measured on them."""
+WORDS = (SIZES, tuple(COLOURS), SHAPES)
+NOTHING = -100
+_THING = re.compile(rf"a (\w+) (\w+) (\w+) at the ({'|'.join(PLACES)})")
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """The ViT's shape (its pictures are CLIP's) and the DistilBERT's."""
+
+    width: int = 96
+    num_layers: int = 3
+    num_heads: int = 4
+    text_width: int = 64
+    text_layers: int = 2
+    text_heads: int = 4
+    vocab_size: int = 256
+    max_words: int = 48
+
+
+def pretrain_vit(world: Path, out: Path, steps: int, batch_size: int, seed: int) -> dict[str, float]:
+    """Learn from the pictures of `world` what lies at each place; write the ViT without its classifier.
+
+    Returns what was reached: the share of places, of pictures that were not learnt from, of which everything is right.
+    """
+    import torch
+
+    images, captions = read_captions(world)
+    with new_directory(out, replace=False) as folder:
+        pixels_NCHW, labels_NPA = load_pixels(images), torch.tensor([labels(several[0]) for several in captions])
+        torch.manual_seed(seed)
+        model = build_vit(EncoderSize())
+        batches = _draw(len(images) - NUM_CHECKED, batch_size, random.Random(f"{seed}:vit"))
+        losses = (_loss(model(pixels_NCHW[chosen_B]), labels_NPA[chosen_B]) for chosen_B in batches)
+        train_loss = fit(model, losses, steps, Schedule(2e-3), "vit")
+        right = examine(model, pixels_NCHW[-NUM_CHECKED:], labels_NPA[-NUM_CHECKED:])
+        reached = {"steps": steps, "train_loss": train_loss, "places_right": right}
+        model.vit.save_pretrained(folder)
+        image_processor(ClipSize()).save_pretrained(folder)
+        (folder / "reached.json").write_text(json.dumps(reached, indent=1) + "\n", encoding="utf-8")
+    return reached
+
+
+def labels(caption: str) -> list[list[int]]:
+    """For each place the numbers of its thing's size, colour and shape; of an empty place shape's own last class.
+
+    `caption` is the first one of a scene (tools.toy.questions.captions), which says everything.
+    """
+    found = [[NOTHING, NOTHING, len(SHAPES)] for _ in PLACES]
+    for size, colour, shape, place in _THING.findall(caption):
+        chosen = zip(WORDS, (size, colour, shape), strict=True)
+        found[PLACES.index(place)] = [words.index(word) for words, word in chosen]
+    return found
+
+
+def build_vit(size: EncoderSize) -> Any:
+    """A fresh ViT with a classifier for each place, from PyTorch's current random state."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+
+    class Classifier(torch.nn.Module):
+        """Pixels as bytes -> for size, colour and shape the logits [B, places, classes]."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            picture = ClipSize()
+            config = ViTConfig(
+                image_size=picture.image_size,
+                patch_size=picture.patch_size,
+                hidden_size=size.width,
+                intermediate_size=3 * size.width,
+                num_hidden_layers=size.num_layers,
+                num_attention_heads=size.num_heads,
+            )
+            self.vit = ViTModel(config, add_pooling_layer=False)
+            counts = [len(words) for words in WORDS]
+            counts[-1] += 1
+            self.heads = torch.nn.ModuleList(torch.nn.Linear(size.width, len(PLACES) * count) for count in counts)
+
+        def forward(self, pixels_BCHW: Any) -> list[Any]:
+            normalised = (pixels_BCHW.float() / 255 - 0.5) / 0.5
+            seen_BV = self.vit(pixel_values=normalised).last_hidden_state.mean(1)
+            return [head(seen_BV).unflatten(1, (len(PLACES), -1)) for head in self.heads]
+
+    return Classifier()
+
+
+def _draw(num: int, batch_size: int, rng: random.Random) -> Iterator[Any]:
+    import torch
+
+    while True:
+        yield torch.tensor(rng.sample(range(num), min(batch_size, num)))
+
+
+def _loss(logits: Sequence[Any], labels_BPA: Any) -> Any:
+    import torch
+
+    losses = [
+        torch.nn.functional.cross_entropy(each.flatten(0, 1), labels_BPA[..., number].flatten(), ignore_index=NOTHING)
+        for number, each in enumerate(logits)
+    ]
+    return torch.stack(losses).sum()
+
+
+def examine(model: Any, pixels_NCHW: Any, labels_NPA: Any) -> float:
+    """The share of places of which size, colour and shape are right, or that are seen to be empty."""
+    import torch
+
+    with torch.no_grad():
+        chosen_NPA = torch.stack([each.argmax(-1) for each in model(pixels_NCHW)], -1)
+    is_right_NPA = (chosen_NPA == labels_NPA) | (labels_NPA == NOTHING)
+    return float(is_right_NPA.all(-1).float().mean())
+
+
+def make_text_encoder(world: Path, out: Path, seed: int) -> None:
+    """Write a DistilBERT with fresh weights and a WordPiece tokenizer of the world's captions."""
+    import torch
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+    _, captions = read_captions(world)
+    size = EncoderSize()
+    with new_directory(out, replace=False) as folder:
+        tokenizer = train_wordpiece([caption for several in captions for caption in several], size)
+        torch.manual_seed(seed)
+        config = DistilBertConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=size.max_words,
+            dim=size.text_width,
+            hidden_dim=3 * size.text_width,
+            n_layers=size.text_layers,
+            n_heads=size.text_heads,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        DistilBertForMaskedLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def train_wordpiece(texts: Sequence[str], size: EncoderSize) -> Any:
+    """A BERT tokenizer, uncased."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = BertWordPieceTokenizer(lowercase=True)
+    pieces.train_from_iterator(texts, vocab_size=size.vocab_size, show_progress=False)
+    pieces.post_processor = _bert_frame(pieces)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=pieces._tokenizer,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+        model_max_length=size.max_words,
+    )
+
+
+def _bert_frame(pieces: Any) -> Any:
+    from tokenizers.processors import BertProcessing
+
+    ends = [(name, pieces.token_to_id(name)) for name in ("[SEP]", "[CLS]")]
+    return BertProcessing(*ends)
