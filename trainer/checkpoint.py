@@ -76,14 +76,24 @@ class Share:
         return entries
 
 
-def take_share(fragments: Iterable[Fragment], given: dict[str, Tensor], ranks: Ranks) -> Share:
-    """Copy what this rank writes, so that training may go on; what is given does not change and is not copied."""
+def take_share(
+    fragments: Iterable[Fragment], given: dict[str, Tensor], ranks: Ranks, buffers: dict[str, Tensor]
+) -> Share:
+    """Copy what this rank writes, so that training may go on; what is given does not change and is not copied.
+
+    The copies lie in `buffers`, which the next save uses again: memory that is new costs more than copying into it.
+    """
     tensors: dict[str, Tensor] = {}
     slices: dict[str, Any] = {}
     for fragment in fragments:
         slices[fragment.name] = {"start": fragment.start, "shape": list(fragment.shape)}
         for kind, values in ((WEIGHT, fragment.weight), *fragment.moments.items()):
-            tensors[f"{kind}/{fragment.name}"] = values.detach().to("cpu", copy=True).contiguous()
+            name = f"{kind}/{fragment.name}"
+            if name not in buffers:
+                buffers[name] = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+            tensors[name] = buffers[name].copy_(values.detach(), non_blocking=True)
+    if any(copy.is_pinned() for copy in tensors.values()):
+        torch.cuda.synchronize()
     files = {f"rank_{ranks.rank:05d}_of_{ranks.world_size:05d}.safetensors": (tensors, slices)}
     if given and ranks.is_first:
         whole = {name: {"start": 0, "shape": list(value.shape)} for name, value in given.items()}

@@ -67,6 +67,8 @@ class Saver:
         self._root, self._ranks, self._keep, self._token = root, ranks, keep, token
         self._before, self._check = before, check
         self._write: Write | None = None
+        self._buffers: dict[str, Tensor] = {}
+        self._cleaning: threading.Thread | None = None
         self.longest_s = 0.0
         """From the beginning of a save to its commit, the longest so far."""
         self.held_s = 0.0
@@ -93,13 +95,19 @@ class Saver:
         """Copy the state and start to write it. Every rank must call it at the same step, with none on its way."""
         assert self._write is None
         began_s = time.monotonic()
+        self.close()
         final = self._root / name_of(step)
         write = Write(self._root / f".{final.name}.{self._token}.tmp", final, state, began_s)
-        share = take_share(fragments, given, self._ranks)
+        share = take_share(fragments, given, self._ranks, self._buffers)
         write.thread = threading.Thread(target=write.run, args=(share, self._before), name="checkpoint")
         write.thread.start()
         self._write = write
         self.held_s += time.monotonic() - began_s
+
+    def close(self) -> None:
+        """Wait until old checkpoints are removed."""
+        if self._cleaning is not None:
+            self._cleaning.join()
 
     def finish(self, spare: Collection[str] = ()) -> str:
         """Wait for every rank's files and commit them; what went wrong, or "". Every rank must call it at once.
@@ -125,7 +133,8 @@ class Saver:
             if faults:
                 shutil.rmtree(write.temporary, ignore_errors=True)
             else:
-                remove_old(self._root, self._keep, spare)
+                self._cleaning = threading.Thread(target=remove_old, args=(self._root, self._keep, tuple(spare)))
+                self._cleaning.start()  # large files take their time to go
         faults = self._ranks.gather(faults)[0]
         self.longest_s = max(self.longest_s, time.monotonic() - write.began_s)
         self.held_s += time.monotonic() - started_s

@@ -115,6 +115,7 @@ class Stage:
         self.stream.close()
         if self.validator is not None:
             self.validator.close()
+        self.saver.close()
         self.engine.close()
         for file in (self.ledger, self.events, self.quarantine):
             file.close()
