@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import webdataset as wds
 
-from data_pipeline.index import ARRAYS, DamagedSampleError, ShardIndex
-from data_pipeline.index_build import ShardTable, build_index, write_index
+from data_pipeline.index import DamagedSampleError, ShardIndex
+from data_pipeline.index_build import build_index
 from data_pipeline.tar import TarError, read_members
 from models.errors import InputError
 from tests.support.paths import data, needs_data
 from tests.support.shards import caption_sample, write_set, write_tar
+from tools.bench.index import measure_opening, write_synthetic
 
 
 def test_reads_what_webdataset_reads(tmp_path: Path) -> None:
@@ -172,30 +170,8 @@ def test_opening_without_index_says_what_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ten_million_samples_open_at_once(tmp_path: Path) -> None:
-    """Written straight as arrays: what is measured is opening and looking up."""
-    write_index(tmp_path, [ShardTable("a.tar", 0, ["k"], [1], [(0, 0, 0, "txt", 0, 0)])])
-    count = 10_000_000
-    folder = tmp_path / "index"
-    samples = np.zeros(count + 1, ARRAYS["samples"])
-    samples["first_member"], samples["key_start"] = np.arange(count + 1) * 2, np.arange(count + 1) * 9
-    np.save(folder / "samples.npy", samples)
-    np.save(folder / "members.npy", np.zeros(2 * count, ARRAYS["members"]))
-    np.save(folder / "keys.npy", np.full(count * 9, ord("7"), ARRAYS["keys"]))
-    del samples
-    meta = folder / "meta.json"
-    shards = ",".join(f'{{"name": "s{n}.tar", "num_bytes": 0, "num_samples": 1000}}' for n in range(count // 1000))
-    meta.write_text(f'{{"version": 1, "fingerprint": "f", "extensions": ["txt"], "shards": [{shards}]}}')
-    program = (
-        "import sys, time; from data_pipeline.index import ShardIndex\n"
-        "start = time.process_time(); index = ShardIndex(sys.argv[1]); cpu_s = time.process_time() - start\n"
-        "assert index.entry(9_999_999).key == '777777777'; assert index.entry(0).shard == 's0.tar'\n"
-        "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
-        "print(cpu_s, peak)"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True
-    ).stdout
-    cpu_s, peak_kib = map(float, answer.split())
-    assert cpu_s < 1
-    assert peak_kib < 1_000_000
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 1_000_000_000
+    write_synthetic(tmp_path)
+    opening = measure_opening(tmp_path)
+    assert opening.cpu_s < 1
+    assert opening.memory_bytes < 1_000_000_000
+    assert opening.disk_bytes < 1_000_000_000

@@ -5,9 +5,10 @@
     the whole loader   samples per second with two worker processes   peer: webdataset, that processor, DataLoader
     resuming           CPU time to the first rows at draw 1,000,000   peer: the same at draw 0
     packing            share of a 4,096-token batch that is padding   peer: padding 16 random rows to the longest
+    opening an index   seconds and memory for 10 million samples      peer: what they may be
 
-Owns what is compared, but for whole loaders (`tools.bench.loading`); `tools.bench.measure` owns
-how. Without --photos it draws pictures of its own.
+Owns the set that is read, tar reading and packing; `tools.bench.pictures`, `.loading` and `.index` own theirs,
+`.measure` how two are compared. Without --photos it draws pictures of its own.
 """
 
 from __future__ import annotations
@@ -18,21 +19,20 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from models.errors import InputError, run_cli
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from data_pipeline.index import ShardIndex
     from tools.bench.measure import Row
 
-SIZE = 336
 MAX_NOISE = 0.05
 """How far the ratio of the peer to itself may lie from 1."""
 
-SIZES = [(640, 480), (1024, 768), (4000, 3000)]
 PACKAGES = ["webdataset", "transformers", "pillow", "torch", "numpy"]
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def main(argv: list[str]) -> int:
@@ -43,18 +43,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=400, help="in the shards that are read and loaded")
     arguments = parser.parse_args(argv)
 
+    from tools.bench.index import index_rows
     from tools.bench.loading import loader_rows, resume_row
     from tools.bench.measure import report
+    from tools.bench.pictures import picture_rows
 
     payloads = list(_jpegs(arguments.photos, arguments.samples))
     with tempfile.TemporaryDirectory() as folder:
         index = _make_set(Path(folder), payloads)
         rows = [
             *_tar_rows(index, arguments.rounds),
-            *_picture_rows(payloads[0], arguments.rounds),
+            *picture_rows(payloads, arguments.rounds),
             *loader_rows(index, max(2, arguments.rounds // 4)),
-            resume_row(index, arguments.rounds),
+            resume_row(_make_set(Path(folder) / "alike", payloads[:1] * len(payloads)), arguments.rounds),
             _packing_row(),
+            *index_rows(),
         ]
     report("data", rows)
     if abs(rows[0].ratio - 1) > MAX_NOISE:
@@ -86,16 +89,18 @@ def _drawn(seed: int) -> bytes:
     coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     fine = generator.normal(0, 6, (480, 640, 1))
     pixels = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC)) + fine
-    return _as_jpeg(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))
+    return as_jpeg(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))
 
 
-def _as_jpeg(picture: Any) -> bytes:
+def as_jpeg(picture: Image.Image) -> bytes:
+    """A picture as a camera would store it."""
     stream = io.BytesIO()
     picture.convert("RGB").save(stream, "JPEG", quality=90)
     return stream.getvalue()
 
 
 def _make_set(folder: Path, payloads: list[bytes]) -> ShardIndex:
+    folder.mkdir(exist_ok=True)
     import webdataset as wds
 
     from data_pipeline.index import ShardIndex
@@ -133,64 +138,6 @@ def _tar_rows(index: ShardIndex, rounds: int) -> list[Row]:
         ),
         compare("tar reading, checksums", unit, *map(per_core_second, (ours, peer)), rounds=rounds, packages=PACKAGES),
     ]
-
-
-def clip_processor() -> Any:
-    """The peer's processor: Hugging Face's, by Pillow, at 336 x 336."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    square = {"height": SIZE, "width": SIZE}
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": SIZE}, crop_size=square, image_mean=list(MEAN), image_std=list(STD)
-    )
-
-
-def image_spec() -> Any:
-    """The same picture to our pipeline."""
-    from models.spec import CropImage, ImageSpec
-
-    return ImageSpec(size=SIZE, patch_size=14, fit=CropImage(), mean=MEAN, std=STD)
-
-
-def _picture_rows(photo: bytes, rounds: int) -> list[Row]:
-    import numpy as np
-    from PIL import Image
-
-    from data_pipeline.images import fit, open_picture
-    from tools.bench.measure import compare, per_core_second
-    from tools.shards.write import shrink
-
-    processor, spec = clip_processor(), image_spec()
-    original = open_picture(photo)
-    found: list[Row] = []
-    for width, height in SIZES:
-        payload = _as_jpeg(original.resize((width, height), Image.Resampling.BICUBIC))
-        times = max(1, 2_000_000 // (width * height))
-
-        def peer(payload: bytes = payload, times: int = times) -> int:
-            for _ in range(times):
-                processor(Image.open(io.BytesIO(payload)), return_tensors="np")
-            return times
-
-        shrunk = shrink(payload, SIZE)
-        for what, source, at_least in (
-            ("exact", payload, None),
-            ("scaled", payload, SIZE),
-            ("shards made with --resize, exact", shrunk, None),
-        ):
-
-            def ours(source: bytes = source, times: int = times, at_least: int | None = at_least) -> int:
-                for _ in range(times):
-                    fit(open_picture(source, at_least=at_least), spec)
-                return times
-
-            exact = fit(open_picture(payload), spec).astype(int)
-            difference = np.abs(exact - fit(open_picture(source, at_least=at_least), spec)).mean()
-            name = f"JPEG {width}x{height} -> {SIZE}, {what} (mean pixel difference {difference:.2f} of 255)"
-            unit = "pictures per core-second"
-            rates = per_core_second(ours), per_core_second(peer)
-            found.append(compare(name, unit, *rates, rounds=rounds, packages=PACKAGES))
-    return found
 
 
 def _packing_row() -> Row:

@@ -9,7 +9,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tools.bench.data import PACKAGES, clip_processor, image_spec, paths_of
+from tools.bench.data import PACKAGES, paths_of
+from tools.bench.pictures import clip_processor, image_spec
 
 if TYPE_CHECKING:
     from data_pipeline.index import ShardIndex
@@ -79,7 +80,7 @@ def _our_loader(index: ShardIndex, jpeg: Any) -> float:
 
 
 def resume_row(index: ShardIndex, rounds: int) -> Row:
-    """First rows after a state was loaded: opening, loading and reading are all in it; more is better."""
+    """First rows after a state was loaded, of a set of equal samples: opening, loading and reading are all in it."""
     from tools.bench.measure import compare, per_core_second
 
     def resumed(n: int) -> int:
