@@ -153,8 +153,8 @@ def replica_of(source: Source) -> Source:
     return Source(source.title, files, source.then, source.picture_table)
 
 
-def run(name: str, out: Path, mirror: str) -> int:
-    return run_cli(main, ["fetch", name, str(out), "--base-url", mirror, "--quiet", "--jobs", "1"])
+def run(name: str, out: Path, mirror: str, *options: str) -> int:
+    return run_cli(main, ["fetch", name, str(out), "--base-url", mirror, "--quiet", "--jobs", "1", *options])
 
 
 def test_every_source_arrives_in_the_layout_that_make_reads(mirror: str, tmp_path: Path) -> None:
@@ -335,20 +335,28 @@ def test_wrong_names_addresses_and_places(mirror: str, tmp_path: Path, capsys: p
     assert "http://" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["path", "environment"])
 def test_conceptual_captions_go_through_img2dataset(
-    mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: str, mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run("conceptual-captions", out, mirror) == 2
-    assert "pipx install img2dataset" in capsys.readouterr().err
+    assert "--img2dataset-env DIR" in capsys.readouterr().err
     table = out / "GCC-training.tsv"
     assert table.read_bytes() == b"caption\turl\n" + REPLICA["GCC-training.tsv"]
-    program = tmp_path / "img2dataset"
+    bin_folder = tmp_path if place == "path" else tmp_path / "own" / "bin"
+    bin_folder.mkdir(parents=True, exist_ok=True)
+    options = [] if place == "path" else ["--img2dataset-env", str(tmp_path / "own")]
+    assert run("conceptual-captions", out, mirror, *options) == 2
+    assert ("--img2dataset-env DIR" if place == "path" else "is no virtual environment") in capsys.readouterr().err
+    (tmp_path / "own").mkdir(exist_ok=True)
+    (tmp_path / "own" / ".ready").touch()
+    program = bin_folder / "img2dataset"
     program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
     program.chmod(0o755)
     Handler.asked.clear()
-    assert run("conceptual-captions", out, mirror) == 0
+    assert run("conceptual-captions", out, mirror, *options) == 0
     assert not Handler.asked  # the table was there already
     called = (tmp_path / "called").read_text()
     assert f"--url_list={table}" in called
@@ -356,7 +364,7 @@ def test_conceptual_captions_go_through_img2dataset(
     assert f"tools.shards index {out}/shards" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(shutil.which("img2dataset") is None, reason="needs a real one: `pipx install img2dataset`")
+@pytest.mark.skipif(shutil.which("img2dataset") is None, reason="none on the PATH")
 def test_the_real_img2dataset_writes_what_we_read(
     mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,12 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", help="which; a wrong name lists those there are")
     fetch.add_argument("out", type=Path, help="the directory to make")
     fetch.add_argument("--base-url", metavar="URL", help="a mirror that serves the files under the same paths")
+    fetch.add_argument(
+        "--img2dataset-env",
+        type=Path,
+        metavar="DIR",
+        help="an environment of img2dataset's own, made there if need be (conceptual-captions)",
+    )
     make = commands.add_parser("make", help="raw data -> tars and index")
     make.add_argument("out", type=Path, help="the directory to make; must not exist")
     source = make.add_mutually_exclusive_group(required=True)
@@ -90,14 +96,15 @@ def main(argv: list[str]) -> int:
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
-    from tools.shards.fetch import fetch_pictures, fetch_source, source_named
+    from tools.shards.fetch import fetch_source, source_named
+    from tools.shards.pictures import fetch_pictures
 
     source, out = source_named(arguments.name), arguments.out
     table = out / source.picture_table if source.picture_table is not None else None
     if table is None or not table.is_file():
         fetch_source(arguments.name, out, base_url=arguments.base_url, progress=not arguments.quiet)
     if table is not None:
-        fetch_pictures(table, arguments.jobs)
+        fetch_pictures(table, arguments.jobs, arguments.img2dataset_env)
     print(f"{out}: {source.title}; now: python -m tools.shards {source.then.replace('OUT', str(out))}")
     return 0
 

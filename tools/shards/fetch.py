@@ -1,7 +1,8 @@
 """A named data set -> a directory of its files: downloaded, checked, unpacked; all of it or nothing.
 
-Owns the order of work and what becomes of a file that has arrived. Does not own the addresses (`tools.shards.sources`)
-nor the transfer of one file (`tools.shards.download`).
+Owns the order of work and what becomes of a file that has arrived. Does not own the addresses
+(`tools.shards.sources`), the transfer of one file (`tools.shards.download`) nor pictures that lie one by one at
+addresses of their own (`tools.shards.pictures`).
 
     .OUT.fetching/NAME.part -> NAME (checked) -> unpacked, marked done -> … -> OUT
 """
@@ -9,11 +10,8 @@ nor the transfer of one file (`tools.shards.download`).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import stat
-import subprocess
-import sys
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -144,42 +142,3 @@ def _add_heading(path: Path, columns: tuple[str, ...]) -> None:
                 raise ValueError(f"line {number} has not {len(columns)} columns")
             stream.write(line)
     temporary.rename(path)
-
-
-def picture_command(table: Path, jobs: int) -> list[str] | None:
-    """The img2dataset call that fetches the pictures of a table, into shards beside it; None: not installed."""
-    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    program = shutil.which("img2dataset", path=places)
-    if program is None:
-        return None
-    # The longer side at 512, as JPEGs: what a 336-pixel encoder needs, at a tenth of the bytes.
-    options = {
-        "url_list": table,
-        "input_format": "tsv",
-        "url_col": "url",
-        "caption_col": "caption",
-        "output_format": "webdataset",
-        "output_folder": table.parent / "shards",
-        "resize_mode": "keep_ratio_largest",
-        "resize_only_if_bigger": True,
-        "image_size": 512,
-        "processes_count": jobs,
-    }
-    return [program, *(f"--{name}={value}" for name, value in options.items())]
-
-
-def fetch_pictures(table: Path, jobs: int) -> None:
-    """Run img2dataset on a table; it goes on where an earlier run of it stopped.
-
-    Raises:
-        InputError: it is not installed, or it failed.
-    """
-    command = picture_command(table, jobs)
-    if command is None:
-        raise InputError(
-            f"{table} is there, its pictures are not: `pipx install img2dataset` (which needs an older webdataset than"
-            " ours, hence an environment of its own), then run the same command again"
-        )
-    print(" ".join(command), flush=True)
-    if (code := subprocess.run(command, check=False).returncode) != 0:
-        raise InputError(f"img2dataset ended with {code}; run the same command again and it goes on")
