@@ -9,6 +9,7 @@ import resource
 import struct
 import tarfile
 import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from data_pipeline.index_build import build_index
 from data_pipeline.stream import RowStream
 from models.errors import InputError
 from tests.support.deadly import DeadlyEncoder
+from tests.support.paths import data, needs_data
 from tests.support.shards import IMAGE, caption_sample, picture_bytes, text_spec, tiny_tokenizer, write_tar
 
 TOKENIZER = tiny_tokenizer()
@@ -67,19 +69,23 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
     "turns": ({"png": picture_bytes(), "json": record({"conversations": [["human", "hello"]]})}, "not an object"),
     "values": ({"png": picture_bytes(), "json": record({"conversations": [{"from": "human", "value": 3}]})}, "without"),
     "unfinished": ({"png": picture_bytes(), "json": b'{"text": "a'}, "cannot be read"),
+    "masked": (
+        {"png": picture_bytes(), "json": record({"conversations": [ASKED[0], {"from": "gpt", "value": " "}]})},
+        "to learn",
+    ),
     "deep": ({"png": picture_bytes(), "json": b"[" * 100_000}, "cannot be read"),
 }
 
 
 def open_epoch(folder: Path, quarantine: Path, **values: Any) -> RowStream:
-    data = DataConfig(
+    config = DataConfig(
         sources=(SourceConfig(path=str(folder)),),
         template=ChatmlTemplate(),
         max_length=256,
         **({"num_workers": 0} | values),
     )
     return open_stream(
-        data,
+        config,
         tokenizer=TOKENIZER,
         image=IMAGE,
         text=text_spec(TOKENIZER),
@@ -124,6 +130,30 @@ def test_past_the_set_share_the_run_stops_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"more than 2%; the last: a\.tar .*tools\.shards check"):
         run_out(stream)
     assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 5  # of the 200 draws that are the least to judge
+
+
+@needs_data
+def test_every_hostile_picture_is_seen_or_named(tmp_path: Path) -> None:
+    files = [data("bad_inputs", entry["file"]) for entry in json.loads(data("bad_inputs", "index.json").read_text())]
+    pictures = {f"{n:03d}": {"png": path.read_bytes(), "txt": b"a"} for n, path in enumerate(files)}
+    stream = open_epoch(write_samples(tmp_path / "set", pictures), tmp_path / "q.jsonl", bad_share_limit=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = [key for key in run_out(stream) if not key.startswith("good")]
+    lines = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
+    assert sorted([*seen, *(line["key"] for line in lines)]) == sorted(pictures)
+    assert stream.num_bad == len(lines)
+    assert all(line["shard"] == "a.tar" and line["reason"] and "\n" not in line["reason"] for line in lines)
+    readable = {key for key, sample in pictures.items() if can_be_read(sample["png"])}
+    assert set(seen) == readable
+    assert 90 < len(readable) < len(pictures)
+
+
+def can_be_read(payload: bytes) -> bool:
+    try:
+        return open_picture(payload).mode == "RGB"
+    except PictureError:
+        return False
 
 
 @pytest.mark.slow
