@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from trainer.recipe import Recipe
 
 def vary(recipe: dict[str, Any], run: str, stage: str, **changes: Any) -> dict[str, Any]:
     """A copy of a recipe with another run directory, and `a__b=value` set in one stage."""
-    varied = copy.deepcopy(recipe)
+    varied: dict[str, Any] = json.loads(json.dumps(recipe))  # stages that share a part share it no more
     varied["run"] = str(Path(recipe["run"]).parent / run)
     for path, value in changes.items():
         *parents, last = path.split("__")

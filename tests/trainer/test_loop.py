@@ -1,0 +1,252 @@
+"""What the loop does around its steps: looking changes nothing, patience ends a stage, the best is kept, fp16, DoRA."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.index_build import build_index
+from models.errors import InputError
+from models.files import read_lines
+from tests.support.backbones import tiny_recipe
+from tests.support.ranks import run_on_ranks
+from tests.support.shards import caption_sample, write_set, write_tar
+from tests.support.training import losses, same_weights, train, train_all, vary, weights
+from trainer.audit import audit
+from trainer.ranks import Ranks
+from trainer.recipe import Recipe
+from trainer.replay import replay
+
+pytestmark = pytest.mark.slow
+Job = tuple[dict[str, Any], str, dict[str, Any]]
+
+
+def overflow(stage: Any, step: int) -> None:
+    """A scale that is far too large, from that step on: its gradient leaves fp16's range."""
+    compute = stage.engine.backward
+
+    def backward(loss_sum: Any, num_targets: float, scale: float) -> None:
+        if stage.consumed.steps == step and stage.loss_scale.value == 2.0**15:
+            loss_sum = loss_sum * 1e12
+        compute(loss_sum, num_targets, scale)
+
+    stage.engine.backward = backward
+
+
+def ask_to_stop(stage: Any, step: int, signal_number: int, rank: int) -> None:
+    """One rank gets a signal while that step is computed."""
+    stage.interrupt.install()
+    compute = stage.engine.backward
+
+    def backward(*arguments: Any) -> None:
+        if stage.consumed.steps == step and stage.ranks.rank == rank:
+            os.kill(os.getpid(), signal_number)
+        compute(*arguments)
+
+    stage.engine.backward = backward
+
+
+def train_and_replay(
+    ranks: Ranks, jobs: list[Job], replays: list[tuple[dict[str, Any], int]]
+) -> list[tuple[bool, float]]:
+    """Whether rows are the same, and how far the loss is off, of steps that are computed again after the training."""
+    train_all(ranks, jobs)
+    again = [replay(Recipe.model_validate_json(json.dumps(recipe)), "align", step) for recipe, step in replays]
+    return [(found.same_rows, found.difference) for found in again]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("loop")
+    write_set(folder / "shards", [5, 1, 11])
+    # Of each global batch of four rows here, one rank of two may have no picture at all.
+    mixed = folder / "mixed"
+    mixed.mkdir()
+    samples = [(f"{number:06d}", caption_sample(number, picture=number in {3, 8})) for number in range(12)]
+    write_tar(mixed / "shard-000000.tar", samples)
+    build_index(mixed)
+    return tiny_recipe(folder, folder / "shards")
+
+
+def validated(recipe: dict[str, Any], run: str, **changes: Any) -> dict[str, Any]:
+    data = recipe["stages"]["align"]["data"]
+    validation = {"data": data, "every_steps": 1, "num_samples": 5, "generate": 1, "max_new_tokens": 2}
+    return vary(recipe, run, "align", validation=validation, **changes)
+
+
+def looked_into(recipe: dict[str, Any], run: str, **changes: Any) -> dict[str, Any]:
+    varied = validated(recipe, run, **changes)
+    varied["tracking"] |= {"histograms_every_steps": 3, "token_table_every_steps": 4, "tensorboard": True}
+    return varied
+
+
+@pytest.fixture(scope="module")
+def runs(recipe: dict[str, Any]) -> dict[str, Any]:
+    mixed = vary(recipe, "mixed", "align")
+    mixed["stages"]["align"]["data"] = {**mixed["stages"]["align"]["data"]}
+    mixed["stages"]["align"]["data"]["sources"] = [{"path": str(Path(recipe["run"]).parent / "mixed")}]
+    still = {"tune__projector__learning_rate": 1e-12, "duration__count": 30}
+    fp16 = {"engine__precision": "fp16"}
+    lora = {"init": None, "tune__language__dora": True, "duration__count": 4}
+    one: dict[str, Job] = {
+        "plain": (recipe, "align", {}),
+        "looked": (looked_into(recipe, "looked"), "align", {}),
+        "patience": (
+            validated(
+                recipe, "patience", validation__early_stopping={"patience": 2}, checkpoint__finish_with="best",
+                checkpoint__keep=1, **still,
+            ),
+            "align", {},
+        ),
+        "mixed_1": (vary(mixed, "mixed_1", "align"), "align", {}),
+        "fp16": (vary(recipe, "fp16", "align", **fp16), "align", {}),
+        "dora": (vary(recipe, "dora", "lora", **lora), "lora", {}),
+    }  # fmt: skip
+    elastic = vary(recipe, "elastic", "align")
+    two: dict[str, Job] = {
+        "looked_zero3": (looked_into(recipe, "looked_zero3", engine__zero="zero3"), "align", {}),
+        "mixed_2": (vary(mixed, "mixed_2", "align"), "align", {}),
+        "mixed_zero3": (vary(mixed, "mixed_zero3", "align", engine__zero="zero3"), "align", {}),
+        "overflow": (vary(recipe, "overflow", "align", **fp16), "align", {"change": (overflow, (3,))}),
+        "stopped": (
+            vary(recipe, "stopped", "align", data__num_workers=1), "align",
+            {"change": (ask_to_stop, (3, signal.SIGUSR1, 1))},
+        ),
+        "elastic": (elastic, "align", {"stop_after": 2}),
+    }  # fmt: skip
+    run_on_ranks(2, train_all, list(two.values()))
+    again = [(recipe, 4), (two["mixed_zero3"][0], 1)]
+    (found,) = run_on_ranks(1, train_and_replay, [*one.values(), (elastic, "align", {"stop_after": 4})], again)
+    run_on_ranks(2, train_all, [(elastic, "align", {}), (*two["stopped"][:2], {})])
+    return {name: job[0] for name, job in {**one, **two}.items()} | {"replays": found}
+
+
+def stage_of(recipe: dict[str, Any], stage: str = "align") -> Path:
+    return Path(recipe["run"]) / stage
+
+
+def test_looking_changes_nothing(runs: dict[str, dict[str, Any]]) -> None:
+    """Validation, answers, histograms and token tables: the weights are those of a run without, bit for bit."""
+    assert losses(runs["looked"], "align") == losses(runs["plain"], "align")
+    same_weights(runs["looked"], runs["plain"], "align", rtol=0, atol=0)
+
+
+def test_what_is_seen_does_not_depend_on_ranks_and_zero_stage(runs: dict[str, dict[str, Any]]) -> None:
+    one, three = (stage_of(runs[name]) for name in ("looked", "looked_zero3"))
+    (seen,), (seen_3,) = (
+        [line for line in read_lines(folder / "insight/histograms.jsonl") if line["step"] == 3]
+        for folder in (one, three)
+    )
+    assert seen.keys() == seen_3.keys()
+    names = [name for name in seen if name != "step"]
+    assert {name.split("/")[0] for name in names} == {"weights", "gradients"}
+    for name in names:
+        assert sum(seen[name]["counts"]) == sum(seen_3[name]["counts"]) > 0
+        assert seen[name]["edges"] == pytest.approx(seen_3[name]["edges"], rel=1e-3, abs=1e-6)
+    for folder in (one, three):
+        assert (folder / "insight/tokens_step_000004.html").is_file()
+        assert list((folder / "tensorboard").iterdir())
+    first, first_3 = (read_lines(folder / "validation.jsonl") for folder in (one, three))
+    assert [line["step"] for line in first] == [line["step"] for line in first_3] == [1, 2, 3, 4, 5, 6]
+    for left, right in zip(first, first_3, strict=True):
+        assert left["validation/loss"] == pytest.approx(right["validation/loss"], rel=1e-4)
+
+
+def test_the_log_says_what_a_step_cost(runs: dict[str, dict[str, Any]]) -> None:
+    line = read_lines(stage_of(runs["plain"]) / "metrics.jsonl")[-1]
+    for name in ("loss", "learning_rate/projector", "gradient_norm/projector", "tokens_per_s", "samples_per_s",
+                 "needed_tflops_per_s", "memory/rss_gb"):  # fmt: skip
+        assert line[name] > 0, name
+    assert 0 <= line["data_wait_share"] <= 1
+    assert 0 <= line["padding_share"] < 1
+    assert "mfu" not in line  # a CPU has no peak to compare with
+
+
+def test_patience_ends_a_stage_whose_best_is_what_it_finishes_with(runs: dict[str, dict[str, Any]]) -> None:
+    folder = stage_of(runs["patience"])
+    seen = [line["validation/loss"] for line in read_lines(folder / "validation.jsonl")]
+    assert seen == [seen[0]] * 3  # a learning rate too small to move a weight: the first is the best, two are patience
+    finished = json.loads((folder / "finished.json").read_text())
+    assert finished == {"checkpoint": "step_000001", "steps": 3, "samples": 12}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step_000001", "step_000003"}
+
+
+@pytest.mark.parametrize("name", ["mixed_2", "mixed_zero3"])
+def test_rows_without_pictures_hold_nobody_up(runs: dict[str, dict[str, Any]], name: str) -> None:
+    assert losses(runs[name], "align") == pytest.approx(losses(runs["mixed_1"], "align"), rel=1e-5)
+    same_weights(runs[name], runs["mixed_1"], "align", rtol=2e-4, atol=2e-5)
+
+
+def test_fp16_trains_and_an_overflow_costs_no_data(runs: dict[str, dict[str, Any]]) -> None:
+    plain, half, overflown = (losses(runs[name], "align") for name in ("plain", "fp16", "overflow"))
+    assert half == pytest.approx(plain, rel=5e-3)
+    assert overflown == pytest.approx(plain, rel=5e-3)
+    scales = [line["loss_scale"] for line in read_lines(stage_of(runs["overflow"]) / "metrics.jsonl")]
+    assert scales == [2.0**15] * 3 + [2.0**14] * 3  # the first batch alone overflows at 2^16
+    assert audit(stage_of(runs["overflow"])).is_clean
+
+
+def test_dora_learns_magnitudes_too(runs: dict[str, dict[str, Any]]) -> None:
+    adapted = weights(runs["dora"], "lora")
+    assert sum("lora_magnitude_vector" in name for name in adapted) == 14
+    assert losses(runs["dora"], "lora")[-1] < losses(runs["dora"], "lora")[0]
+
+
+def test_a_signal_on_one_rank_stops_all_at_one_step(runs: dict[str, dict[str, Any]]) -> None:
+    """Step 4 was being computed; the second start took it from there, with data workers."""
+    attempts = sorted((stage_of(runs["stopped"]) / "ledger").glob("attempt_*"))
+    steps = [[line["step"] for line in read_lines(attempt / "rank_00001.jsonl")] for attempt in attempts]
+    assert steps == [[1, 2, 3, 4], [5, 6]]
+    same_weights(runs["stopped"], runs["plain"], "align", rtol=2e-4, atol=2e-5)
+
+
+def test_two_ranks_then_one_then_two_is_one_throughout(runs: dict[str, dict[str, Any]]) -> None:
+    assert losses(runs["elastic"], "align") == pytest.approx(losses(runs["plain"], "align"), rel=1e-5)
+    same_weights(runs["elastic"], runs["plain"], "align", rtol=2e-4, atol=2e-5)
+    account = audit(stage_of(runs["elastic"]))
+    assert account.is_clean
+    assert account.num_attempts == 3
+
+
+@pytest.mark.parametrize("name", ["elastic", "stopped", "patience", "mixed_2"])
+def test_an_audit_balances_and_finds_what_is_missing(runs: dict[str, dict[str, Any]], name: str) -> None:
+    folder = stage_of(runs[name])
+    assert audit(folder).is_clean
+    (last,) = sorted((folder / "ledger").glob("attempt_*/rank_00000.jsonl"))[-1:]
+    told = last.read_text()
+    try:
+        last.write_text("".join(f"{line}\n" for line in told.splitlines()[:-1]))
+        assert audit(folder).missing_batches
+        entry = json.loads(told.splitlines()[-1])
+        entry["draws"][0] = [entry["draws"][0][0], 0]  # its slot's very first draw, once more
+        last.write_text("".join(f"{line}\n" for line in [*told.splitlines()[:-1], json.dumps(entry)]))
+        account = audit(folder)
+        assert account.lost
+        assert account.repeated
+    finally:
+        last.write_text(told)
+
+
+def test_a_replay_gives_rows_and_loss_again(runs: dict[str, Any]) -> None:
+    """Of one rank, from a checkpoint, bit for bit; of two ranks under ZeRO-3, from the start, to rounding."""
+    plain, zero3 = runs["replays"]
+    assert plain == (True, 0.0)
+    assert zero3[0]
+    assert zero3[1] < 1e-5
+
+
+def test_fp16_for_a_model_born_in_bf16_is_refused(recipe: dict[str, Any], tmp_path: Path) -> None:
+    config = json.loads((Path(recipe["model"]["language"]["path"]) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    for file in Path(recipe["model"]["language"]["path"]).iterdir():
+        if file.name != "config.json":
+            (tmp_path / file.name).symlink_to(file)
+    varied = vary(recipe, "refused", "align", engine__precision="fp16")
+    varied["model"]["language"]["path"] = str(tmp_path)
+    with pytest.raises(InputError, match=r"engine\.precision=fp16: .* was trained in bf16"):
+        train(Ranks(), varied, "align")
