@@ -2,6 +2,9 @@
 
 Owns the process pool. Workers are stateless functions draw -> sample: how many there are, and which one took a draw,
 changes nothing but the time it takes.
+
+A job's signals reach every process of it (Slurm's scancel and time limit, the keyboard). Only the main process answers
+them: it saves, and tells its workers to go. They are deaf from their first instruction on, and end when it is gone.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Protocol, runtime_checkable
 
 from data_pipeline.sample import BadSample, Draw, Encoded
@@ -31,6 +35,9 @@ class Naming(Protocol):
         ...
 
 
+RUN_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What a run is asked to stop by."""
+
 _encode: Encode | None = None  # a worker's own copy, set once by `_start_worker`
 
 
@@ -38,7 +45,7 @@ def _start_worker(encode: Encode, parent: int) -> None:
     """A worker leaves signals that mean the run to the main process, and ends when that is gone."""
     global _encode  # noqa: PLW0603 - the executor offers no other place for a worker's own value
     _encode = encode
-    for ignored in (signal.SIGINT, signal.SIGUSR1):  # the keyboard's and Slurm's reach every process of a job
+    for ignored in RUN_SIGNALS:
         signal.signal(ignored, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
@@ -53,6 +60,33 @@ def _end_with(parent: int) -> None:
 def _run(draw: Draw) -> Result:
     assert _encode is not None
     return _encode(draw)
+
+
+class _Worker(SpawnProcess):
+    """A worker process: a pool that breaks ends the others by `terminate`, which they do not hear."""
+
+    def terminate(self) -> None:
+        """End at once."""
+        self.kill()
+
+
+class _Workers(SpawnContext):
+    """Workers are spawned: forking a process that holds CUDA or threads is not safe."""
+
+    Process = _Worker
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started inside (workers, and the standard library's tracker of semaphores) get no RUN_SIGNALS.
+
+    They inherit the mask. A signal to this process waits for the end of the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Fetcher:
@@ -103,20 +137,21 @@ class Fetcher:
         if self._pool is None:
             self._pool = self._new_pool(self._num_workers)
         try:
-            return self._pool.submit(_run, draw)
+            with _deaf():  # the executor starts a process where none is idle
+                return self._pool.submit(_run, draw)
         except BrokenProcessPool:
             broken: Future[Result] = Future()
             broken.set_exception(BrokenProcessPool("the pool broke before this draw was taken"))
             return broken
 
     def _new_pool(self, num_workers: int) -> ProcessPoolExecutor:
-        """Workers are spawned: forking a process that holds CUDA or threads is not safe."""
-        return ProcessPoolExecutor(
-            num_workers,
-            mp_context=get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(self._encode, os.getpid()),
-        )
+        with _deaf():
+            return ProcessPoolExecutor(
+                num_workers,
+                mp_context=_Workers(),
+                initializer=_start_worker,
+                initargs=(self._encode, os.getpid()),
+            )
 
     def _after_a_death(self, draw: Draw) -> Result:
         """Try the draw alone, then ask again for everything else that was under way."""
@@ -126,7 +161,9 @@ class Fetcher:
         self._pool = None
         with self._new_pool(1) as alone:
             try:
-                found = alone.submit(_run, draw).result()
+                with _deaf():
+                    future = alone.submit(_run, draw)
+                found = future.result()
             except BrokenProcessPool:
                 reason = "the worker process died on this sample, twice (out of memory, or a crash in a decoder)"
                 shard, key = self._encode.name_of(draw) if isinstance(self._encode, Naming) else ("", "")

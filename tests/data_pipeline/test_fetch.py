@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +22,18 @@ pytestmark = pytest.mark.slow
 
 
 class Deadly:
-    """Kills its process at some draws: always at 5, and once at 2."""
+    """Kills its process at draw 5 always, and at draw 2 once: while another worker is busy with draw 3 for a minute."""
 
     def __init__(self, folder: Path) -> None:
-        self.mark = folder / "died"
+        self.died, self.busy = folder / "died", folder / "busy"
 
     def __call__(self, draw: Draw) -> Result:
-        if draw.n == 5 or (draw.n == 2 and not self.mark.exists()):
-            self.mark.touch()
+        if draw.n == 3 and not self.busy.exists():
+            self.busy.touch()
+            time.sleep(60)
+        if draw.n == 5 or (draw.n == 2 and not self.died.exists()):
+            self.died.touch()
+            wait_for(self.busy.exists)
             os.kill(os.getpid(), signal.SIGKILL)
         ids = np.array([draw.n], dtype=np.int32)
         return Encoded(draw, *self.name_of(draw), ids, ids, np.zeros((0, 1, 1, 3), dtype=np.uint8))
@@ -47,38 +53,81 @@ def test_a_killed_worker_loses_no_sample(tmp_path: Path) -> None:
     bad = [result for result in results if isinstance(result, BadSample)]
     assert [(result.draw.n, result.shard, result.key) for result in bad] == [(5, "a.tar", "key5")]
     assert "died on this sample" in bad[0].reason
+    wait_for(lambda: not multiprocessing.active_children())  # the busy one too
 
+
+JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 PROGRAM = """
-import os, sys, time
+import signal, sys
 from data_pipeline.fetch import Fetcher
 from data_pipeline.sample import Draw
-from tests.data_pipeline.test_fetch import tell_pid
+from tests.data_pipeline.test_fetch import JOB_SIGNALS, echo
 if __name__ == "__main__":
-    fetcher = Fetcher(tell_pid, num_workers=2)
-    print(fetcher.result(Draw(0, 0)).reason, flush=True)
-    time.sleep(60)
+    for number in JOB_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    fetcher = Fetcher(echo, num_workers=2)
+    fetcher.prefetch(Draw(0, 0))
+    fetcher.prefetch(Draw(0, 1))
+    for n, line in enumerate(sys.stdin):
+        print(fetcher.result(Draw(0, n)).reason, flush=True)
+    fetcher.close()
 """
 
 
-def tell_pid(draw: Draw) -> Result:
-    return BadSample(draw, "", "", str(os.getpid()))
+def echo(draw: Draw) -> Result:
+    return BadSample(draw, "", "", f"draw {draw.n}")
 
 
-def test_workers_end_when_the_main_process_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["told", "killed"])
+def test_signals_to_the_whole_job_leave_workers_to_the_main_process(tmp_path: Path, end: str) -> None:
+    """Slurm's scancel and warning, and the keyboard, reach every process: while workers start and while they work."""
     script = tmp_path / "run.py"
     script.write_text(PROGRAM)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    main = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment)
+    pipe, log = subprocess.PIPE, tmp_path / "log"
+    main = subprocess.Popen(
+        [sys.executable, script],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=log.open("wb"),
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    assert main.stdin is not None
     assert main.stdout is not None
-    worker = int(main.stdout.readline())
-    os.kill(worker, signal.SIGUSR1)  # Slurm's warning must not end a worker
-    os.kill(worker, signal.SIGINT)
-    time.sleep(0.5)
-    os.kill(worker, 0)
-    main.kill()
-    main.wait()
+    wait_for(lambda: len(children_of(main.pid)) == 3)  # two workers, the tracker of semaphores
+    children = children_of(main.pid)
+    for n in range(2):  # the workers have just begun; later they wait
+        for number in JOB_SIGNALS:
+            os.killpg(main.pid, number)
+        main.stdin.write("next\n")
+        main.stdin.flush()
+        assert main.stdout.readline() == f"draw {n}\n"
+    assert children_of(main.pid) == children
+    if end == "killed":
+        main.kill()
+    else:
+        main.stdin.close()
+    main.wait(timeout=20)
+    wait_for(lambda: all(map(is_gone, children)))
+    assert end == "killed" or log.read_text() == ""  # else the tracker says that it cleaned up
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def is_gone(pid: str) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{worker}").exists()
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
