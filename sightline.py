@@ -32,11 +32,11 @@ _HOMES = {
 }
 
 
-def load(path: str | PathLike[str], *, device: str = "auto", verify: bool = True) -> Predictor:
+def load(path: str | PathLike[str], *, device: str = "auto", verify: bool = True, num_answers: int = 0) -> Predictor:
     """Open the bundle at `path`; see `Predictor.open`. Raises InputError where it is missing or damaged."""
     from eval.predictor import Predictor
 
-    return Predictor.open(path, device=device, verify=verify)
+    return Predictor.open(path, device=device, verify=verify, num_answers=num_answers)
 
 
 class _AfterTransformers(MetaPathFinder, Loader):

@@ -9,7 +9,7 @@ Owns: opening a bundle, batching, and the loss of given answers. Does not own th
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
@@ -20,9 +20,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from data_pipeline.images import open_picture
+from eval.answers import AnswerCache
 from eval.decoding import AnswerStream, AnswerText, Decoding
 from eval.generation import ChatMemory, continue_chat, evaluating, write_beams, write_tokens
+from eval.speculative import Speculation, write_speculatively
 from eval.prompts import Prompt, Query, Turn, collate, encode, encode_answered
+from eval.readers import FixedReader, GrowingReader, Reader, ReaderPool, is_fixable
 from models.bundle import Manifest, read_manifest
 from models.bundle import verify as verify_bundle
 from models.errors import InputError
@@ -36,27 +39,48 @@ class Predictor:
     """Answers queries with a model and its processor, from a bundle (`Predictor.open`) or live in a training run.
 
     `model` takes what a Hugging Face image-text-to-text model takes (`forward` with a cache; `generate` for beams);
-    `processor` is its Hugging Face processor. Answers do not depend on what else is in a batch. `num_remembered` chats
-    are kept as keys and values, so that `stream` reads only a chat's new turn; 0 where the weights may change.
+    `processor` is its Hugging Face processor. Answers do not depend on what else is in a batch.
+
+    Args:
+        num_remembered: chats that are kept as keys and values, so that `stream` reads only a chat's new turn.
+        is_fixed: write single answers with keys and values of a fixed size, on a GPU by a CUDA graph.
+        num_answers: answers that are kept and given again to the same query with the same decoding, seed included.
+
+    All three only where the weights do not change.
     """
 
-    def __init__(self, model: Any, processor: Any, *, device: str | torch.device, num_remembered: int = 0) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        device: str | torch.device,
+        num_remembered: int = 0,
+        is_fixed: bool = False,
+        num_answers: int = 0,
+    ) -> None:
         self.model, self.processor, self.device = model, processor, torch.device(device)
         self.manifest: Manifest | None = None
         """The bundle's manifest, where the model came from one."""
+        self.speculation = Speculation() if getattr(model, "future", None) is not None else None
+        """What the model's heads for future tokens did so far, where it has some."""
         tokenizer = processor.tokenizer
         self._end_ids = _end_ids(model, tokenizer)
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._end_ids)
-        self._memory = ChatMemory(num_remembered, processor.image_token_id) if num_remembered else None
         self._max_length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
+        self._pool = ReaderPool(model, self.device, self._max_length) if is_fixed else None
+        self._memory = ChatMemory(num_remembered, processor.image_token_id, self._give_back) if num_remembered else None
+        self._answers = AnswerCache(num_answers)
         self._pixel_dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
 
     @classmethod
-    def open(cls, path: str | PathLike[str], *, device: str = "auto", verify: bool = True) -> Predictor:
+    def open(
+        cls, path: str | PathLike[str], *, device: str = "auto", verify: bool = True, num_answers: int = 0
+    ) -> Predictor:
         """Open the bundle at `path` on `device` ("auto" is the first GPU, else the CPU).
 
-        `verify` compares each file with its digest in the manifest first. Raises InputError, naming the file, when
-        the folder is no bundle or is damaged.
+        `verify` compares each file with its digest in the manifest first; `num_answers` are kept and given again.
+        Raises InputError, naming the file, when the folder is no bundle or is damaged.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -72,7 +96,10 @@ class Predictor:
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{folder} does not open as a bundle: {reason}; make it again with tools.merge") from error
-        predictor = cls(model.eval(), processor, device=place, num_remembered=2)
+        is_fixed = place.type == "cuda" and is_fixable(model)
+        predictor = cls(
+            model.eval(), processor, device=place, num_remembered=2, is_fixed=is_fixed, num_answers=num_answers
+        )
         predictor.manifest = manifest
         return predictor
 
@@ -81,12 +108,21 @@ class Predictor:
         answers: list[str] = []
         for start in range(0, len(queries), batch_size):
             prompts = [encode(self.processor, query) for query in queries[start : start + batch_size]]
-            texts = self._texts(prompts, decoding)
-            pieces = [[""] for _ in texts]
-            for new in self._steps(prompts, texts, decoding):
-                for row, piece in zip(pieces, new, strict=True):
-                    row.append(piece)
-            answers += ["".join(row) for row in pieces]
+            known = [self._answers.find(prompt, decoding) for prompt in prompts]
+            new = [prompt for prompt, answer in zip(prompts, known, strict=True) if answer is None]
+            written = iter(self._write(new, decoding) if new else ())
+            answers += [next(written) if answer is None else answer for answer in known]
+        return answers
+
+    def _write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
+        texts = self._texts(prompts, decoding)
+        pieces = [[""] for _ in texts]
+        for new in self._steps(prompts, texts, decoding):
+            for row, piece in zip(pieces, new, strict=True):
+                row.append(piece)
+        answers = ["".join(row) for row in pieces]
+        for prompt, answer in zip(prompts, answers, strict=True):
+            self._answers.keep(prompt, decoding, answer)
         return answers
 
     def stream(
@@ -153,16 +189,51 @@ class Predictor:
         if decoding.num_beams > 1:
             ends = sorted(self._end_ids)
             tokens = write_beams(self.model, inputs, decoding, end_ids=ends, pad_id=self._pad_id)
+        elif self.speculation is not None and len(prompts) == 1 and decoding.temperature == 0 and decoding.speculate:
+            tokens = write_speculatively(self.model, inputs, self.speculation)
         elif memory is not None:
-            tokens = continue_chat(self.model, prompts[0], inputs, decoding, memory)
+            tokens = continue_chat(
+                self.model,
+                prompts[0],
+                inputs,
+                decoding,
+                memory=memory,
+                make_reader=self._make_reader,
+                num_positions=self._num_positions(prompts[0], decoding),
+            )
         else:
-            tokens = write_tokens(self.model, inputs, decoding)
+            tokens = self._alone(prompts, inputs, decoding)
         with closing(tokens):
             for token_ids in tokens:
                 yield [text.push(token_id) for text, token_id in zip(texts, token_ids, strict=True)]
                 if all(text.done for text in texts) or (cancel is not None and cancel.is_set()):
                     break
         yield [text.finish() for text in texts]
+
+    def _alone(
+        self, prompts: Sequence[Prompt], inputs: dict[str, torch.Tensor], decoding: Decoding
+    ) -> Generator[list[int]]:
+        """Prompts that nothing is known of, and of which nothing stays."""
+        if len(prompts) > 1:
+            yield from write_tokens(self.model, inputs, decoding, GrowingReader(self.model))
+            return
+        reader = self._make_reader(self._num_positions(prompts[0], decoding))
+        try:
+            yield from write_tokens(self.model, inputs, decoding, reader)
+        except GeneratorExit:
+            self._give_back(reader)
+            raise
+
+    def _num_positions(self, prompt: Prompt, decoding: Decoding) -> int:
+        return min(len(prompt.ids) + decoding.max_new_tokens, self._max_length)
+
+    def _make_reader(self, num_positions: int) -> Reader:
+        """A reader of one row."""
+        return GrowingReader(self.model) if self._pool is None else self._pool.take(num_positions)
+
+    def _give_back(self, reader: Reader) -> None:
+        if self._pool is not None and isinstance(reader, FixedReader):
+            self._pool.give(reader)
 
     @torch.no_grad()
     def _batch_loss(self, prompts: Sequence[Prompt], num_targets: Sequence[int]) -> list[tuple[float, int]]:

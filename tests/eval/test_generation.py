@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from eval.predictor import Decoding, Predictor, Query, Turn
+from eval.readers import is_fixable
 from tests.support.bundles import make_bundle, picture
 
 SHORT = Decoding(max_new_tokens=16)
 
 
-@pytest.fixture
-def predictor(tmp_path: Path) -> Predictor:
-    return Predictor.open(make_bundle(tmp_path / "bundle"), device="cpu")
+@pytest.fixture(params=["growing", "fixed"])
+def predictor(request: pytest.FixtureRequest, tmp_path: Path) -> Predictor:
+    """Keys and values that grow, and those of fixed size that a GPU has, whose step is run here without its graph."""
+    opened = Predictor.open(make_bundle(tmp_path / "bundle"), device="cpu")
+    if request.param == "growing":
+        return opened
+    assert is_fixable(opened.model)
+    return Predictor(opened.model, opened.processor, device="cpu", num_remembered=2, is_fixed=True)
 
 
 class Work:
@@ -123,3 +130,48 @@ def test_chats_without_pictures_do_not_take_each_others(predictor: Predictor) ->
     list(predictor.stream(Query((), (Turn("user", "A rather long question about nothing at all?"),)), SHORT))
     list(predictor.stream(Query((), (Turn("user", "Something else, and of some length, too."),)), SHORT))
     assert len(predictor._memory._chats) == 2  # type: ignore[union-attr]
+
+
+def test_fixed_keys_and_values_write_what_growing_ones_do(tmp_path: Path) -> None:
+    """Alone, sampled, in batches, and again in a reader that was used; room is a multiple of 256."""
+    growing = Predictor.open(make_bundle(tmp_path / "bundle"), device="cpu")
+    fixed = Predictor(growing.model, growing.processor, device="cpu", is_fixed=True)
+    queries = [Query((picture("circle"),), (Turn("user", text),)) for text in ("What?", "Which colour? " * 9)]
+    queries += [Query((), (Turn("user", "no picture"),)), Query((picture(), picture("square")), queries[0].turns)]
+    for decoding in (SHORT, Decoding(max_new_tokens=12, temperature=0.8, top_p=0.9, seed=2)):
+        for batch_size in (1, 4):
+            expected = growing.answer(queries, decoding, batch_size=batch_size)
+            assert fixed.answer(queries, decoding, batch_size=batch_size) == expected
+    assert len(set(expected)) == len(expected)
+    assert len(fixed._pool._idle) == 1, "one reader has served them all"  # type: ignore[union-attr]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_the_recorded_step_writes_what_the_plain_one_does(tmp_path: Path) -> None:
+    recorded = Predictor.open(make_bundle(tmp_path / "bundle"), device="cuda")
+    plain = Predictor(recorded.model, recorded.processor, device="cuda")
+    assert recorded._pool is not None
+    query = Query((picture(),), (Turn("user", "What is it?"),))
+    for _ in range(2):
+        assert recorded.answer([query], SHORT) == plain.answer([query], SHORT)
+    assert recorded._pool._idle[0]._graph is not None
+    assert talk(recorded, ["What is it?", "Which colour?"]) == talk(plain, ["What is it?", "Which colour?"])
+
+
+def test_answers_that_are_kept_are_given_again_to_the_same_query_only(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    plain, keeping = Predictor.open(bundle, device="cpu"), Predictor.open(bundle, device="cpu", num_answers=2)
+    queries = [Query((picture(kind),), (Turn("user", "What?"),)) for kind in ("circle", "square")]
+    hot = Decoding(max_new_tokens=16, temperature=1.0, seed=1)
+    expected = plain.answer(queries, SHORT)
+    assert keeping.answer(queries[:1], SHORT) == expected[:1]
+    work = Work(keeping)
+    assert keeping.answer(queries, SHORT) == expected
+    assert work.num_pictures == 1, "the first was known"
+    assert keeping.answer(queries, SHORT) == expected
+    assert work.num_pictures == 1
+    assert keeping.answer(queries[:1], hot) == plain.answer(queries[:1], hot)
+    assert work.num_pictures == 2, "another decoding is another answer, and pushes out the one not asked for longest"
+    assert keeping.answer(queries[:1], SHORT) == expected[:1]
+    assert work.num_pictures == 3

@@ -1,0 +1,49 @@
+"""Answers given again: the same query with the same decoding has the same answer, whatever stands beside it.
+
+Owns the few last answers and what makes two queries the same: every token, every pixel, and how the answer is decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+
+from eval.decoding import Decoding
+from eval.prompts import Prompt
+
+
+class AnswerCache:
+    """The last `num_answers` answers by query. Safe to use from several threads; 0 keeps none."""
+
+    def __init__(self, num_answers: int) -> None:
+        self._num_answers = num_answers
+        self._answers: OrderedDict[bytes, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, prompt: Prompt, decoding: Decoding) -> str | None:
+        """The answer that was given, or None."""
+        if not self._num_answers:
+            return None
+        key = _key(prompt, decoding)
+        with self._lock:
+            if key in self._answers:
+                self._answers.move_to_end(key)
+            return self._answers.get(key)
+
+    def keep(self, prompt: Prompt, decoding: Decoding, answer: str) -> None:
+        """Remember an answer; the one not asked for longest goes."""
+        if not self._num_answers:
+            return
+        with self._lock:
+            self._answers[_key(prompt, decoding)] = answer
+            while len(self._answers) > self._num_answers:
+                self._answers.popitem(last=False)
+
+
+def _key(prompt: Prompt, decoding: Decoding) -> bytes:
+    digest = hashlib.sha256(repr((decoding, prompt.ids)).encode())
+    for name, pixels in sorted(prompt.pixels.items()):
+        digest.update(repr((name, tuple(pixels.shape), pixels.dtype)).encode())
+        digest.update(pixels.contiguous().numpy().tobytes())
+    return digest.digest()
