@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart demo test test-fast checks format bench-data bench-checkpoint chaos clean
+.PHONY: quickstart demo test test-fast checks format bench-data bench-checkpoint bench-merge bench-large bench-decode chaos clean
 
 quickstart: $(READY)
 	@find $(TORCH_EXTENSIONS_DIR) -name lock -delete 2>/dev/null || true
@@ -43,6 +43,15 @@ format: $(READY)
 
 bench-data: $(READY)
 	$(BIN)/python -m tools.bench.data
+
+bench-merge: $(READY)
+	$(BIN)/python -m tools.bench.merge
+
+bench-large: $(READY)
+	$(BIN)/python -m tools.bench.large
+
+bench-decode: $(READY)
+	$(BIN)/python -m tools.bench.decode runs/quickstart/bundle
 
 bench-checkpoint: $(READY)
 	$(BIN)/python -m tools.bench.checkpoint
