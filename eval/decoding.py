@@ -27,7 +27,8 @@ class Decoding:
 
     `temperature` 0 is greedy. `top_p` keeps the smallest set of tokens whose probability reaches it (Holtzman et al.,
     2020). The same `seed` gives the same answer to the same query, alone or in any batch. Each of `stop` ends the
-    answer and is cut from it. Raises InputError for values that mean nothing.
+    answer and is cut from it. With `speculate`, a greedy answer to one query by a model with heads for future tokens comes
+    several tokens a forward where that is faster; it stays the same answer. Raises InputError for values that mean nothing.
     """
 
     max_new_tokens: int = 128
@@ -36,6 +37,7 @@ class Decoding:
     num_beams: int = 1
     seed: int = 0
     stop: tuple[str, ...] = ()
+    speculate: bool = True
 
     def __post_init__(self) -> None:
         checks = {

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.anyres import real_tiles
 from models.vlm import VLM
 
 
@@ -54,20 +53,13 @@ class LiveModel(nn.Module):
         if self.should_stop():
             raise InterruptedAnswerError
         with torch.autocast(input_ids.device.type, self._autocast, enabled=self._autocast != torch.float32):
-            return self.vlm.language(inputs_embeds=self._embed(input_ids, pixel_values, image_sizes), **options)
+            return self.vlm.respond(input_ids, pixel_values, image_sizes, **options)
 
     def generate(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None, **options: Any
     ) -> Tensor:
         """Prompt and new token ids [B, L + new]."""
         with torch.autocast(input_ids.device.type, self._autocast, enabled=self._autocast != torch.float32):
-            new_ids = self.vlm.language.generate(
-                inputs_embeds=self._embed(input_ids, pixel_values, image_sizes), **options
-            )
+            embedded = self.vlm.embed_inputs(input_ids, pixel_values, image_sizes)
+            new_ids = self.vlm.language.generate(inputs_embeds=embedded, **options)
         return torch.cat([input_ids, new_ids], dim=1)
-
-    def _embed(self, input_ids: Tensor, pixel_values: Tensor | None, image_sizes: Tensor | None) -> Tensor:
-        if pixel_values is not None:
-            return self.vlm.embed(input_ids, *real_tiles(self.vlm.image, pixel_values, image_sizes))
-        embedded: Tensor = self.vlm.language.get_input_embeddings()(input_ids)
-        return embedded

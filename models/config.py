@@ -29,7 +29,10 @@ class TransformersVision(Config):
 
 
 class OpenClipVision(Config):
-    """An encoder of open_clip: `architecture` as open_clip names it, `weights` a tag or a file."""
+    """A vision transformer of open_clip: `weights` is one of its tags, or a file.
+
+    `architecture` is named as open_clip names it, or a JSON file in its format.
+    """
 
     kind: Literal["open_clip"] = "open_clip"
     architecture: str

@@ -1,4 +1,4 @@
-"""The decoder layers of a Llama, Qwen2 or Qwen3 of transformers, run over samples that lie one after another.
+"""The decoder layers of a Llama, Qwen2 or Qwen3 of transformers, or of `own_decoder`, run over samples that lie one after another.
 
     embedded [1, N, D] -> layer -> layer -> ... -> last layer, only where hidden states are wanted -> norm -> [K, D]
 
@@ -21,8 +21,12 @@ from models.attention import Segments, attend, register
 from models.errors import InputError
 from models.lean import lighten
 
-LAYERS = frozenset({"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
-"""The layers whose parts `_finish` knows: pre-norm, rotary positions, q, k, v and o projections, an MLP."""
+LAYERS = frozenset({"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "OwnDecoderLayer"})
+"""The layers whose parts `_finish` knows: pre-norm, q, k, v and o projections, an MLP; rotary positions or none."""
+
+
+Rotary = tuple[Tensor, ...]
+"""(cos, sin) [1, N, d] of the positions, or nothing where a decoder does not turn its queries and keys."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,7 @@ class PackedDecoder:
 
     def __call__(self, embedded_ND: Tensor, packed: Packed) -> Tensor:
         """Normed hidden states: [K, D] at the wanted positions, [N, D] everywhere."""
-        hidden_1ND, positions_1N = embedded_ND.unsqueeze(0), packed.position_ids_N.unsqueeze(0)
-        rotary = self._decoder.rotary_emb(hidden_1ND, positions_1N)
+        hidden_1ND, rotary = _place(self._decoder, embedded_ND.unsqueeze(0), packed.position_ids_N.unsqueeze(0))
         if self._is_compiled:
             _mark_as_varying(1, *rotary)
             _mark_as_varying(0, packed.segments.starts_G1, packed.wanted_K)
@@ -106,6 +109,13 @@ class PackedDecoder:
         return run(*arguments)
 
 
+def _place(decoder: Any, embedded_1ND: Tensor, positions_1N: Tensor) -> tuple[Tensor, Rotary]:
+    """What the first layer takes, and (cos, sin) for all of them; our own decoder adds positions and turns nothing."""
+    if hasattr(decoder, "rotary_emb"):
+        return embedded_1ND, decoder.rotary_emb(embedded_1ND, positions_1N)
+    return decoder.add_positions(embedded_1ND, positions_1N), ()
+
+
 def _mark_as_varying(dimension: int, *tensors: Tensor | None) -> None:
     """Tell torch.compile that this size changes from batch to batch, before it takes it for a constant."""
     for tensor in tensors:
@@ -113,15 +123,13 @@ def _mark_as_varying(dimension: int, *tensors: Tensor | None) -> None:
             torch._dynamo.maybe_mark_dynamic(tensor, dimension)
 
 
-def _whole(layer: Any, hidden_1ND: Tensor, rotary: tuple[Tensor, Tensor], segments: Segments) -> Tensor:
+def _whole(layer: Any, hidden_1ND: Tensor, rotary: Rotary, segments: Segments) -> Tensor:
     """One decoder layer at every position."""
     output: Any = layer(hidden_1ND, attention_mask=None, position_embeddings=rotary, segments=segments)
     return output
 
 
-def _finish(
-    layer: Any, hidden_1ND: Tensor, rotary: tuple[Tensor, Tensor], segments: Segments, wanted_K: Tensor
-) -> Tensor:
+def _finish(layer: Any, hidden_1ND: Tensor, rotary: Rotary, segments: Segments, wanted_K: Tensor) -> Tensor:
     """The last layer, [1, N, D] -> [1, K, D]: keys and values everywhere, all else where states are wanted.
 
     Nothing after the last layer's attention looks at another position, so this is exact. The other queries are zeros,
@@ -156,8 +164,11 @@ def _heads(attention: Any, name: str, normed_1LD: Tensor) -> Tensor:
     return heads_1HLd
 
 
-def _rotate(states_1HLd: Tensor, cos_1Ld: Tensor, sin_1Ld: Tensor) -> Tensor:
-    """Rotary position embedding, halves turned against each other, as transformers' Llama."""
+def _rotate(states_1HLd: Tensor, *rotary: Tensor) -> Tensor:
+    """Rotary position embedding, halves turned against each other, as transformers' Llama; nothing where none is."""
+    if not rotary:
+        return states_1HLd
+    cos_1Ld, sin_1Ld = rotary
     first, second = states_1HLd.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return states_1HLd * cos_1Ld.unsqueeze(1) + turned * sin_1Ld.unsqueeze(1)

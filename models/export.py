@@ -13,6 +13,7 @@ transformers renames on load and vLLM reads as it is.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,26 +22,21 @@ from torch import Tensor
 
 from models.build import Facts
 from models.config import (
+    DecoderLanguage,
     LinearProjector,
     MlpProjector,
     ModelConfig,
     PretrainedLanguage,
     QFormerProjector,
-    TransformersVision,
+    VisionConfig,
 )
-from models.errors import InputError
+from models.language import decoder_shape
 from models.source import directory_of, read_json
 from models.spec import IMAGE_TOKEN, AnyResImage, ImageSpec, PadImage
 from models.vision import FAMILIES
 
-HAS_INNER_MODEL = frozenset({"clip", "siglip"})
+HAS_INNER_MODEL = frozenset({"clip", "siglip", "open_clip"})
 """Encoders whose hub checkpoints keep their weights under `vision_model.`."""
-
-
-def check_exportable(config: ModelConfig) -> None:
-    """Raise InputError where the model has a part that Llava's class has no place for."""
-    if not isinstance(config.vision, TransformersVision) or not isinstance(config.language, PretrainedLanguage):
-        raise InputError("model: only parts that transformers loads can be exported as a Llava model yet")
 
 
 def vision_name(kind: str, name: str) -> str:
@@ -94,28 +90,19 @@ def num_vocabulary_rows(facts: Facts) -> int:
     return max(facts.text.vocab_size, facts.text.image_token_id + 1)
 
 
-def llava_config(config: ModelConfig, facts: Facts, dtype: torch.dtype) -> Any:
-    """A `LlavaConfig`; under AnyRes a `LlavaNextConfig`, and our own for projectors that neither has."""
-    from transformers import AutoConfig, LlavaConfig, LlavaNextConfig
+def llava_config(config: ModelConfig, facts: Facts, dtype: torch.dtype, vision: Any) -> Any:
+    """A `LlavaConfig`; under AnyRes a `LlavaNextConfig`; our own of either for parts that neither has a place for.
 
-    from models.registered import SightlineConfig
+    `vision` is the configuration of the encoder in transformers.
+    """
+    import models.own_decoder  # noqa: F401 - makes its configuration known
 
-    assert isinstance(config.vision, TransformersVision)
-    assert isinstance(config.language, PretrainedLanguage)
-    vision = AutoConfig.from_pretrained(directory_of(config.vision.path))
-    language = AutoConfig.from_pretrained(directory_of(config.language.path))
+    language = language_config(config, facts)
     language.vocab_size = num_vocabulary_rows(facts)
     language.use_cache = True
-    config_class, more = LlavaConfig, {}
-    if isinstance(config.image, AnyResImage):
-        config_class = LlavaNextConfig
-        more["image_grid_pinpoints"] = [list(pinpoint) for pinpoint in config.image.pinpoints]
-    elif not isinstance(config.projector, LinearProjector | MlpProjector):
-        config_class, more["projector"] = SightlineConfig, config.projector.model_dump(mode="json")
-        if isinstance(config.projector, QFormerProjector):
-            more["projector_text"] = read_json(directory_of(config.projector.path), "config.json")
+    config_class, more = _config_class(config)
     llava = config_class(
-        vision_config=getattr(vision, "vision_config", vision),
+        vision_config=copy.deepcopy(vision),
         text_config=language,
         image_token_id=facts.text.image_token_id,
         projector_hidden_act="linear" if isinstance(config.projector, LinearProjector) else "gelu",
@@ -130,7 +117,37 @@ def llava_config(config: ModelConfig, facts: Facts, dtype: torch.dtype) -> Any:
     return llava
 
 
-def _select_strategy(vision: TransformersVision) -> str:
+def language_config(config: ModelConfig, facts: Facts) -> Any:
+    """The language model's own configuration, pretrained or new."""
+    from transformers import AutoConfig
+
+    if isinstance(config.language, DecoderLanguage):
+        return decoder_shape(config.language, facts.tokenizer)
+    return AutoConfig.from_pretrained(directory_of(config.language.path))
+
+
+def _config_class(config: ModelConfig) -> tuple[Any, dict[str, Any]]:
+    """The class of the exported configuration, and the values that only it has."""
+    from transformers import LlavaConfig, LlavaNextConfig
+
+    from models.registered import SightlineConfig, SightlineNextConfig
+
+    is_anyres, more = isinstance(config.image, AnyResImage), {}
+    if isinstance(config.image, AnyResImage):
+        more["image_grid_pinpoints"] = [list(pinpoint) for pinpoint in config.image.pinpoints]
+    is_stock = config.future is None and isinstance(config.language, PretrainedLanguage)
+    if config.future is not None:
+        more["future"] = config.future.model_dump(mode="json")
+    if not isinstance(config.projector, LinearProjector | MlpProjector):
+        is_stock, more["projector"] = False, config.projector.model_dump(mode="json")
+        if isinstance(config.projector, QFormerProjector):
+            more["projector_text"] = read_json(directory_of(config.projector.path), "config.json")
+    if is_stock:
+        return (LlavaNextConfig if is_anyres else LlavaConfig), more
+    return (SightlineNextConfig if is_anyres else SightlineConfig), more
+
+
+def _select_strategy(vision: VisionConfig) -> str:
     """Llava's `default` drops one leading token, `full` drops none."""
     return "default" if FAMILIES[vision.kind].num_leading_tokens and not vision.keep_cls else "full"
 
@@ -166,7 +183,6 @@ def processor(config: ModelConfig, facts: Facts, chat_template: str) -> Any:
     """A `LlavaProcessor` (`LlavaNextProcessor`) with the tokenizer, image processor and chat template of training."""
     from transformers import LlavaNextProcessor, LlavaProcessor
 
-    assert isinstance(config.vision, TransformersVision)
     processor_class = LlavaNextProcessor if isinstance(config.image, AnyResImage) else LlavaProcessor
     return processor_class(
         image_processor=image_processor(facts.image),
@@ -177,7 +193,7 @@ def processor(config: ModelConfig, facts: Facts, chat_template: str) -> Any:
     )
 
 
-def _token_count(vision: TransformersVision, spec: ImageSpec) -> dict[str, Any]:
+def _token_count(vision: VisionConfig, spec: ImageSpec) -> dict[str, Any]:
     """By what a processor counts a picture's tokens: patches and leading tokens, less one with `default`.
 
     Where the projector makes N tokens of a picture, the picture counts as one patch with N - 1 tokens before it.

@@ -44,23 +44,29 @@ def quantization(load: str, dtype: torch.dtype, skip: list[str] | None = None) -
     )
 
 
+def decoder_facts(config: DecoderLanguage, vocab_size: int) -> dict[str, Any]:
+    """What a config.json would say of a new decoder's shape."""
+    return {
+        "model_type": "sightline_decoder",
+        "vocab_size": vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.inner or -(-config.width * 8 // 96) * 32,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "max_position_embeddings": config.max_positions,
+        "tie_word_embeddings": True,
+    }
+
+
 def decoder_shape(config: DecoderLanguage, tokenizer: Any) -> Any:
-    """The configuration of a new decoder for a tokenizer."""
+    """The configuration of a new decoder for a tokenizer, all of whose tokens it knows."""
     from models.own_decoder import OwnDecoderConfig
 
-    return OwnDecoderConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.width,
-        intermediate_size=config.inner or -(-config.width * 8 // 96) * 32,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_heads,
-        max_position_embeddings=config.max_positions,
-        use_cache=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    facts = decoder_facts(config, len(tokenizer))
+    facts.pop("model_type")
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    return OwnDecoderConfig(**facts, **ids, use_cache=False)
 
 
 def build_decoder(shape: Any) -> Any:

@@ -1,8 +1,10 @@
-"""Our class in transformers, for what its own have no place for: projectors that make other tokens than features.
+"""Our classes in transformers, for what its own have no place for.
 
-`SightlineForConditionalGeneration` is `LlavaForConditionalGeneration` with one of `models.projectors` in it, and its
-config is Llava's with that projector's values. Importing this module registers both with transformers' Auto classes,
-the weights in the names of the classic hub layout; `import sightline` does so as soon as transformers is imported.
+`SightlineForConditionalGeneration` is `LlavaForConditionalGeneration` with one of `models.projectors` in it, with heads
+for future tokens beside it, or over our own decoder; its config is Llava's with those parts' values.
+`SightlineNextForConditionalGeneration` is the same of LLaVA-NeXT. Importing this module registers all with
+transformers' Auto classes, the weights in the names of the classic hub layout; `import sightline` does so as soon as
+transformers is imported.
 """
 
 from __future__ import annotations
@@ -10,22 +12,37 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import TypeAdapter
-from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+)
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
-from models.config import ProjectorConfig, QFormerProjector
+import models.own_decoder  # noqa: F401 - makes its configuration known
+from models.config import FutureConfig, ProjectorConfig, QFormerProjector
+from models.future import build_future
 from models.projectors import PROJECTORS
 from models.projectors.qformer import QFormer
 
-MODEL_TYPE = "sightline"
-
 
 class SightlineConfig(LlavaConfig):
-    """Llava's config, with the values of the projector and, for a Q-Former, of its text encoder's config.json."""
+    """Llava's config, with the values of our parts and, for a Q-Former, of its text encoder's config.json."""
 
-    model_type = MODEL_TYPE
+    model_type = "sightline"
     projector: dict[str, Any] | None = None
     projector_text: dict[str, Any] | None = None
+    future: dict[str, Any] | None = None
+
+
+class SightlineNextConfig(LlavaNextConfig):
+    """LLaVA-NeXT's config, with the values of our parts; AnyRes goes with stock projectors alone."""
+
+    model_type = "sightline_next"
+    future: dict[str, Any] | None = None
 
 
 class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
@@ -35,7 +52,26 @@ class SightlineForConditionalGeneration(LlavaForConditionalGeneration):
 
     def __init__(self, config: SightlineConfig) -> None:
         super().__init__(config)
-        self.model.multi_modal_projector = _projector(config)
+        if config.projector is not None:
+            self.model.multi_modal_projector = _projector(config)
+        self.future = _future(config)
+
+
+class SightlineNextForConditionalGeneration(LlavaNextForConditionalGeneration):
+    """Forward, cache and generate are LLaVA-NeXT's."""
+
+    config_class = SightlineNextConfig
+
+    def __init__(self, config: SightlineNextConfig) -> None:
+        super().__init__(config)
+        self.future = _future(config)
+
+
+def _future(config: Any) -> Any:
+    if config.future is None:
+        return None
+    values = TypeAdapter(FutureConfig).validate_python(config.future, strict=False)
+    return build_future(values, config.text_config)
 
 
 def _projector(config: SightlineConfig) -> Any:
@@ -49,9 +85,13 @@ def _projector(config: SightlineConfig) -> Any:
 
 
 def _register() -> None:
-    AutoConfig.register(MODEL_TYPE, SightlineConfig)
-    AutoModelForImageTextToText.register(SightlineConfig, SightlineForConditionalGeneration)
-    register_checkpoint_conversion_mapping(MODEL_TYPE, get_checkpoint_conversion_mapping("llava"))
+    for base, config_class, model_class in (
+        ("llava", SightlineConfig, SightlineForConditionalGeneration),
+        ("llava_next", SightlineNextConfig, SightlineNextForConditionalGeneration),
+    ):
+        AutoConfig.register(config_class.model_type, config_class)
+        AutoModelForImageTextToText.register(config_class, model_class)
+        register_checkpoint_conversion_mapping(config_class.model_type, get_checkpoint_conversion_mapping(base))
 
 
 _register()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InputError
+from models.spec import Config
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
@@ -69,3 +70,11 @@ def digest_of(directory: Path) -> str:
     files = sorted({file for pattern in WEIGHT_PATTERNS for file in directory.glob(pattern)})
     lines = [f"{file.name} {sha256_of(file)}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def part_digest(part: Config) -> str | None:
+    """The identity of a part's pretrained weights by its values in a recipe; None where no file says it."""
+    if path := getattr(part, "path", ""):
+        return digest_of(directory_of(path))
+    weights = Path(getattr(part, "weights", ""))
+    return sha256_of(weights) if weights.is_file() else None

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.config import TransformersVision
+from models.config import OpenClipVision, VisionConfig
 from models.source import directory_of, read_json
-from models.spec import CropImage, ImageSpec, PadImage
+from models.spec import ImageFit, ImageSpec
+from models.vision_open_clip import clip_shape, load_open_clip, normalisation
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Family] = {
     "siglip": Family("SiglipVisionModel", 0),
     "dinov2": Family("Dinov2Model", 1),
     "vit": Family("ViTModel", 1),
+    "open_clip": Family("CLIPVisionModel", 1),
 }
 
 
@@ -111,32 +113,43 @@ def _output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     return states
 
 
-def load_vision(config: TransformersVision, dtype: torch.dtype) -> VisionEncoder:
+def load_vision(config: VisionConfig, dtype: torch.dtype) -> VisionEncoder:
     """The encoder that `config` names, in `dtype`, in evaluation mode."""
     import transformers
 
     family = FAMILIES[config.kind]
-    model_class: Any = getattr(transformers, family.class_name)
-    model = model_class.from_pretrained(directory_of(config.path), dtype=dtype)
+    if isinstance(config, OpenClipVision):
+        model = load_open_clip(config, dtype)
+    else:
+        model_class: Any = getattr(transformers, family.class_name)
+        model = model_class.from_pretrained(directory_of(config.path), dtype=dtype)
     skipped = 0 if config.keep_cls else family.num_leading_tokens
     return VisionEncoder(model.eval(), feature_layer=config.feature_layer, num_skipped_tokens=skipped)
 
 
-def image_spec(config: TransformersVision, fit: CropImage | PadImage) -> ImageSpec:
+def image_spec(config: VisionConfig, fit: ImageFit) -> ImageSpec:
     """What the encoder takes, read from the two JSON files beside its weights (none of the weights is touched)."""
-    directory = directory_of(config.path)
-    geometry = read_json(directory, "config.json")
-    geometry = geometry.get("vision_config", geometry)
-    preprocessing = read_json(directory, "preprocessor_config.json")
+    geometry, mean, std = _facts(config)
     keeps_cls = config.keep_cls and FAMILIES[config.kind].num_leading_tokens > 0
     return ImageSpec(
         size=int(geometry["image_size"]),
         patch_size=int(geometry["patch_size"]),
         fit=fit,
-        mean=_triple(preprocessing.get("image_mean", CLIP_MEAN)),
-        std=_triple(preprocessing.get("image_std", CLIP_STD)),
+        mean=_triple(mean),
+        std=_triple(std),
         num_extra_tokens=FAMILIES[config.kind].num_leading_tokens if keeps_cls else 0,
     )
+
+
+def _facts(config: VisionConfig) -> tuple[dict[str, Any], Any, Any]:
+    """The encoder's config.json, and mean and deviation of the channels."""
+    if isinstance(config, OpenClipVision):
+        return clip_shape(config), *normalisation(config)
+    directory = directory_of(config.path)
+    geometry = read_json(directory, "config.json")
+    preprocessing = read_json(directory, "preprocessor_config.json")
+    mean, std = preprocessing.get("image_mean", CLIP_MEAN), preprocessing.get("image_std", CLIP_STD)
+    return geometry.get("vision_config", geometry), mean, std
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

@@ -11,13 +11,14 @@ after another, I image tokens among them, K positions whose hidden states are wa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.anyres import arrangement
+from models.anyres import arrangement, real_tiles
 from models.attention import Segments
 from models.decoder import Packed, PackedDecoder
 from models.spec import AnyResImage, ImageSpec, TextSpec
@@ -34,12 +35,20 @@ class VLM(nn.Module):
     std_C: Tensor
 
     def __init__(
-        self, vision: VisionEncoder, projector: nn.Module, language: Any, *, image: ImageSpec, text: TextSpec
+        self,
+        vision: VisionEncoder,
+        projector: nn.Module,
+        language: Any,
+        *,
+        image: ImageSpec,
+        text: TextSpec,
+        future: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.vision = vision
         self.projector: Any = projector
         self.language = language
+        self.future = future
         self.decoder = PackedDecoder(language)
         self.image = image
         self.image_token_id = text.image_token_id
@@ -73,8 +82,25 @@ class VLM(nn.Module):
         `tiles_TSSC` are the samples' pictures in order, uint8; under AnyRes `picture_sizes` says how large each was.
         Raises ValueError where the number of image tokens and of features differ. Nothing here waits for the device.
         """
+        return self.decoder(self._embedded(packed, tiles_TSSC, picture_sizes), packed)
+
+    def future_states(
+        self, packed: Packed, tiles_TSSC: Tensor, picture_sizes: Sizes = ()
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`hidden_states` everywhere, [N, D], and for each head of `future` the states [N, D] that predict its token.
+
+        What stands at a sample's last position, where no next token is known, means nothing.
+        """
+        assert self.future is not None, "the recipe's model.future says which heads there are"
+        embedded_ND = self._embedded(packed, tiles_TSSC, picture_sizes)
+        hidden_ND = self.decoder(embedded_ND, replace(packed, wanted_K=None))
+        next_1ND = embedded_ND.roll(-1, dims=0).unsqueeze(0)
+        states = self.future(hidden_ND.unsqueeze(0), next_1ND, segments=packed.segments)
+        return hidden_ND, tuple(states_1ND.squeeze(0) for states_1ND in states)
+
+    def _embedded(self, packed: Packed, tiles_TSSC: Tensor, picture_sizes: Sizes) -> Tensor:
         features_ID = self._features(self.normalise(tiles_TSSC), picture_sizes)
-        return self.decoder(self._join(packed.input_ids_N, packed.image_I, features_ID), packed)
+        return self._join(packed.input_ids_N, packed.image_I, features_ID)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocabulary] of hidden states [..., D]."""
@@ -95,6 +121,23 @@ class VLM(nn.Module):
         image_I = (input_ids_BL.flatten() == self.image_token_id).nonzero().squeeze(1)
         joined_ND = self._join(input_ids_BL.flatten(), image_I, self._features(pixels_TCSS, picture_sizes))
         return joined_ND.unflatten(0, input_ids_BL.shape)
+
+    def respond(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None, **options: Any
+    ) -> Any:
+        """The language model's output for what a processor of transformers gives; `options` are its own (cache, ...).
+
+        `pixel_values` [N, C, S, S] are the rows' pictures in order. Under AnyRes they are [N, T, C, S, S], and
+        `image_sizes` [N, 2] says how many of the T tiles are a picture's.
+        """
+        return self.language(inputs_embeds=self.embed_inputs(input_ids, pixel_values, image_sizes), **options)
+
+    def embed_inputs(self, input_ids: Tensor, pixel_values: Tensor | None, image_sizes: Tensor | None) -> Tensor:
+        """The language model's input [B, L, D] for what a processor of transformers gives."""
+        if pixel_values is not None:
+            return self.embed(input_ids, *real_tiles(self.image, pixel_values, image_sizes))
+        embedded: Tensor = self.language.get_input_embeddings()(input_ids)
+        return embedded
 
     def _features(self, pixels_TCSS: Tensor, picture_sizes: Sizes) -> Tensor:
         """Projected features [I, D] in the order of the image tokens; [0, D] without pictures.

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from models.errors import InputError, run_cli
 from models.files import new_directory
-from models.source import digest_of, directory_of, read_json
 from tools.bundles.words import add_golden, add_out, golden_set, out_of, writing
 
 if TYPE_CHECKING:
@@ -120,13 +119,12 @@ def merge(source: Source, out: Path, *, probes: list[Probe], force: bool = False
     from data_pipeline.tokens import Tokens
     from models.build import read_facts
     from models.bundle import write_manifest
-    from models.export import check_exportable, generation_config, llava_config, processor
+    from models.export import generation_config, llava_config, processor
     from tools.bundles.reference import Trained
     from tools.parity import compare, failed_checks, read_bundle, read_trained
     from trainer.streams import stream_seed
 
     config, model = source.recipe.stage(source.stage), source.recipe.model
-    check_exportable(model)
     if config.objective.reader != "language":
         raise InputError(f"{source.stage}: it trains no language model, so nothing could answer; merge a later stage")
     base = _checked_base(source)
@@ -137,7 +135,7 @@ def merge(source: Source, out: Path, *, probes: list[Probe], force: bool = False
     trained = Trained.load(model, config, facts, source.reader, seed=seed)
     with new_directory(out) as directory:
         _write_weights(trained, directory)
-        llava_config(model, facts, trained.dtype).save_pretrained(directory)
+        llava_config(model, facts, trained.dtype, trained.vision.model.config).save_pretrained(directory)
         generation_config(facts, stop_id(template, tokens)).save_pretrained(directory)
         processor(model, facts, template.jinja()).save_pretrained(directory)
         precision = config.engine.precision
@@ -155,18 +153,15 @@ def merge(source: Source, out: Path, *, probes: list[Probe], force: bool = False
 
 def _checked_base(source: Source) -> dict[str, str]:
     """The digests of the pretrained parts, which must be those the checkpoint was trained on."""
-    recorded = source.reader.state["base"] if source.reader is not None else {}
-    found: dict[str, str] = {}
-    for part in ("vision", "language"):
-        path = getattr(getattr(source.recipe.model, part), "path", "")
-        if not path:
-            continue
-        directory = directory_of(path)
-        found[part] = digest_of(directory)
-        if source.reader is not None and recorded.get(part, found[part]) != found[part]:
-            raise InputError(
-                f"{directory}: not the {part} weights that {source.reader.directory} was trained on (sha256)"
-            )
+    from trainer.weights import base_digests
+
+    found = base_digests(source.recipe)
+    recorded = source.reader.state["base"] if source.reader is not None else found
+    for part, digest in found.items():
+        if source.reader is not None and recorded.get(part, digest) != digest:
+            config = getattr(source.recipe.model, part)
+            where = getattr(config, "path", "") or getattr(config, "weights", "")
+            raise InputError(f"{where}: not the {part} weights that {source.reader.directory} was trained on (sha256)")
     return found
 
 
@@ -183,6 +178,8 @@ def _write_weights(trained: Trained, directory: Path) -> None:
     projector = {name: value.detach() for name, value in trained.projector.named_parameters()}
     for name, value in projector_tensors(trained.model, projector):
         writer.add(name, value.to(trained.dtype))
+    for name, value in trained.future.named_parameters() if trained.future is not None else ():
+        writer.add(f"future.{name}", value.detach().to(trained.dtype))
     rows = num_vocabulary_rows(trained.facts)
     for name, value in tqdm(language_tensors(trained), desc="merge", unit="tensor"):
         writer.add(f"language_model.{name}", with_image_row(name, value.to(trained.dtype), rows))
@@ -194,29 +191,29 @@ def language_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
 
     Raises InputError where something that was trained has no place in the base: nothing is lost in silence.
     """
-    from models.sharded import TensorFiles
+    from trainer.weights import adapted_name
 
-    files, scaling = TensorFiles(trained.language), lora_scaling(trained.config)
+    base, scaling = trained.language, lora_scaling(trained.config)
     waiting = {name for name in trained.names if name.startswith("language.")}
-    is_tied = read_json(trained.language, "config.json").get("tie_word_embeddings", False)
-    for name in files:
+    is_tied = bool(getattr(base.config, "tie_word_embeddings", False))
+    for name in base:
         if name.endswith("rotary_emb.inv_freq") or (is_tied and name == "lm_head.weight"):
             continue  # computed by every loader, or the embedding once more
+        value = base.read(name)
+        for whole in (f"language.{name}", adapted_name(f"language.{name}")):
+            if whole in waiting:
+                waiting.discard(whole)
+                value = trained.weight(whole)
         down, up = (f"language.{name.removesuffix('.weight')}.lora_{side}.default.weight" for side in "AB")
-        if f"language.{name}" in waiting:
-            waiting.discard(f"language.{name}")
-            yield name, trained.weight(f"language.{name}")
-        elif down in waiting:
+        if down in waiting:
             magnitude = f"language.{name.removesuffix('.weight')}.lora_magnitude_vector.default.weight"
-            merged = files.read(name).float().addmm_(trained.weight(up), trained.weight(down), alpha=scaling)
+            value = value.float().addmm_(trained.weight(up), trained.weight(down), alpha=scaling)
             if magnitude in waiting:  # DoRA: the rows of the sum give directions, the magnitudes their lengths
-                merged *= (trained.weight(magnitude) / merged.norm(dim=1)).unsqueeze(1)
+                value *= (trained.weight(magnitude) / value.norm(dim=1)).unsqueeze(1)
             waiting -= {down, up, magnitude}
-            yield name, merged
-        else:
-            yield name, files.read(name)
+        yield name, value
     if waiting:
-        raise InputError(f"{trained.language}: no place for {min(waiting)}, which was trained; is it another base?")
+        raise InputError(f"{base.where}: no place for {min(waiting)}, which was trained; is it another base?")
 
 
 def lora_scaling(config: Any) -> float:

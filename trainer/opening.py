@@ -24,7 +24,6 @@ from models.files import LineFile, write_json
 from models.source import directory_of, read_json
 from models.vlm import VLM
 from trainer.best import Best
-from trainer.built import check_built
 from trainer.checkpoint import WEIGHT, CheckpointReader
 from trainer.config import StageConfig
 from trainer.engine import Engine, start_distributed
@@ -57,7 +56,6 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
     What a person can have got wrong is looked at first, before the ranks meet and before anything is written.
     """
     config, directory = recipe.stage(name), Path(recipe.run) / name
-    check_built(recipe, name)
     _check_precision(recipe, config)
     check_pool(config, ranks.world_size, f"stages.{name}")
     given_from = _init_reader(recipe, config)

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from models.config import ModelConfig
 from models.errors import InputError
 from models.spec import Config
-from trainer.config import StageConfig, TrackingConfig
+from trainer.config import MultiToken, StageConfig, TrackingConfig
 from trainer.recipe_faults import explain, listed
 
 
@@ -39,6 +39,16 @@ class Recipe(Config):
             if stage.init is not None and stage.init not in earlier:
                 raise ValueError(f"stages.{name}.init: {stage.init!r} is not a stage above it ({listed(earlier)})")
             earlier.append(name)
+        return self
+
+    @model_validator(mode="after")
+    def _heads_are_there_to_be_taught(self) -> Recipe:
+        for name, stage in self.stages.items():
+            if isinstance(stage.objective, MultiToken) and self.model.future is None:
+                raise ValueError(
+                    f"stages.{name}.objective: multi_token teaches the heads of model.future, and there are none;"
+                    " set it, say to {kind: parallel, num_tokens: 4}"
+                )
         return self
 
     def stage(self, name: str) -> StageConfig:

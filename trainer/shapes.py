@@ -17,13 +17,15 @@ from models.config import (
     ModelConfig,
     OpenClipVision,
     ProjectorConfig,
-    TransformersVision,
+    VisionConfig,
 )
 from models.errors import InputError
+from models.language import decoder_facts
 from models.source import directory_of, read_json
 from models.spec import AnyResImage
+from models.vision_open_clip import clip_shape
 
-LEADING_TOKENS = {"clip": 1, "siglip": 0, "dinov2": 1, "vit": 1}
+LEADING_TOKENS = {"open_clip": 1, "clip": 1, "siglip": 0, "dinov2": 1, "vit": 1}
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,19 @@ class ModelShape:
 
 def read_shape(model: ModelConfig) -> ModelShape:
     """`model_shape` with each part's config.json read from where its weights lie."""
-    if isinstance(model.vision, OpenClipVision) or isinstance(model.language, DecoderLanguage):
-        raise InputError("model: the cost of a part without a config.json is not computed from its shapes yet")
-    vision = read_json(directory_of(model.vision.path), "config.json")
-    return model_shape(model, vision, read_json(directory_of(model.language.path), "config.json"))
+    return model_shape(model, _vision_facts(model.vision), _language_facts(model.language))
+
+
+def _vision_facts(config: VisionConfig) -> dict[str, Any]:
+    if isinstance(config, OpenClipVision):
+        return clip_shape(config)
+    return read_json(directory_of(config.path), "config.json")
+
+
+def _language_facts(config: LanguageConfig) -> dict[str, Any]:
+    directory = directory_of(config.tokenizer_path)
+    facts = read_json(directory, "config.json")
+    return decoder_facts(config, int(facts["vocab_size"])) if isinstance(config, DecoderLanguage) else facts
 
 
 def model_shape(model: ModelConfig, vision: Mapping[str, Any], language: Mapping[str, Any]) -> ModelShape:
@@ -123,11 +134,10 @@ def model_shape(model: ModelConfig, vision: Mapping[str, Any], language: Mapping
     """
     try:
         seen = vision_shape(model, vision)
-        spoken = language_shape(model.language, language)
+        spoken = language_shape(language)
     except KeyError as error:
         raise InputError(f"a config.json lacks {error.args[0]!r}: is it that of a model of this kind?") from None
-    keeps = isinstance(model.vision, TransformersVision | OpenClipVision) and model.vision.keep_cls
-    features = seen.num_patches + (seen.num_leading_tokens if keeps else 0)
+    features = seen.num_patches + (seen.num_leading_tokens if model.vision.keep_cls else 0)
     return ModelShape(seen, projector_shape(model.projector, seen.width, spoken.width), spoken, features)
 
 
@@ -154,10 +164,8 @@ def projector_shape(config: ProjectorConfig, vision_width: int, language_width: 
     raise InputError(f"model.projector.kind: the cost of {config.kind} is not computed from its shapes yet")
 
 
-def language_shape(config: LanguageConfig, facts: Mapping[str, Any]) -> LanguageShape:
-    """Of a Llama-like config.json (gated MLP, grouped keys), or of our own decoder."""
-    if isinstance(config, DecoderLanguage):
-        raise InputError("model.language.kind: the cost of decoder is not computed from its shapes yet")
+def language_shape(facts: Mapping[str, Any]) -> LanguageShape:
+    """Of a Llama-like config.json (gated MLP, grouped keys), as our own decoder's is."""
     width, inner, heads = int(facts["hidden_size"]), int(facts["intermediate_size"]), int(facts["num_attention_heads"])
     head = int(facts.get("head_dim") or width // heads)
     query, key = heads * head, int(facts.get("num_key_value_heads") or heads) * head

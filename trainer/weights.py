@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.errors import InputError
-from models.source import digest_of, directory_of, read_json
+from models.source import part_digest, read_json
 from models.vlm import VLM
 from trainer.checkpoint import CheckpointReader
 from trainer.recipe import Recipe
@@ -22,20 +22,32 @@ def finished_checkpoint(run: Path, stage: str) -> Path | None:
 
 
 def load_weights(vlm: VLM, reader: CheckpointReader) -> list[str]:
-    """Copy every weight of a checkpoint into the model, strictly; their names."""
+    """Copy every weight of a checkpoint into the model, strictly; their names in the model.
+
+    A matrix that learnt in full before it got an adapter is that adapter's base.
+    """
     parameters = dict(vlm.named_parameters())
+    loaded = []
     for name in reader.names():
-        if name not in parameters:
+        place = name if name in parameters else adapted_name(name)
+        if place not in parameters:
             hint = "; tune.language must be lora here too" if ".lora_" in name else ""
             raise InputError(f"{reader.directory}: it holds {name}, which this stage's model does not have{hint}")
-        if tuple(parameters[name].shape) != reader.shape(name):
-            found, expected = reader.shape(name), tuple(parameters[name].shape)
+        if tuple(parameters[place].shape) != reader.shape(name):
+            found, expected = reader.shape(name), tuple(parameters[place].shape)
             raise InputError(f"{reader.directory}: {name} has shape {found}, this stage's model wants {expected}")
-        parameters[name].data.copy_(reader.weight(name))
-    return reader.names()
+        parameters[place].data.copy_(reader.weight(name))
+        loaded.append(place)
+    return loaded
+
+
+def adapted_name(name: str) -> str:
+    """What a parameter is called once its module has an adapter (peft)."""
+    module, _, leaf = name.rpartition(".")
+    return f"{module}.base_layer.{leaf}"
 
 
 def base_digests(recipe: Recipe) -> dict[str, str]:
     """The sha256 of the pretrained parts: a checkpoint without them is only half a model."""
-    paths = {"vision": getattr(recipe.model.vision, "path", ""), "language": getattr(recipe.model.language, "path", "")}
-    return {part: digest_of(directory_of(path)) for part, path in paths.items() if path}
+    found = {"vision": part_digest(recipe.model.vision), "language": part_digest(recipe.model.language)}
+    return {part: digest for part, digest in found.items() if digest is not None}

@@ -62,7 +62,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["RECIPE", "model.vision.path=missing/dir/x", "--stage", "align"], "missing/dir/x: no such directory"),
         (["RECIPE", "stages.align.data.sources.0.path=nodata", "--stage", "align"], "nodata"),
         (["RECIPE", "stages.align.data.max_length=9999", "--stage", "align"], "9999 is more than the 512 positions"),
-        (["RECIPE", "model.image={kind: anyres, pinpoints: [[48, 96]]}", "--stage", "align"], "not built yet"),
+        (
+            [
+                "RECIPE",
+                "model.vision.keep_cls=true",
+                "model.image={kind: anyres, pinpoints: [[48, 96]]}",
+                "--stage",
+                "align",
+            ],
+            "keep_cls: true",
+        ),
+        (["RECIPE", "stages.align.objective={kind: multi_token}", "--stage", "align"], "model.future"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

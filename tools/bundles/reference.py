@@ -8,6 +8,8 @@ in fp32, as `tools.bundles.stock` does.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.build import Facts
-from models.config import ModelConfig, PretrainedLanguage, TransformersVision
+from models.config import ModelConfig, PretrainedLanguage
 from models.sharded import TensorFiles
 from models.source import directory_of
 from models.vision import VisionEncoder
@@ -26,6 +28,37 @@ if TYPE_CHECKING:
     from models.vlm import VLM
     from trainer.checkpoint import CheckpointReader
     from trainer.config import StageConfig
+
+
+class Base:
+    """A language model before training: its configuration, and its tensors by their names, read one by one."""
+
+    def __init__(self, config: Any, tensors: TensorFiles | dict[str, Tensor], where: str) -> None:
+        self.config, self.where = config, where
+        self._tensors = tensors
+
+    @classmethod
+    def in_directory(cls, directory: Path) -> Base:
+        """A pretrained one."""
+        from transformers import AutoConfig
+
+        return cls(AutoConfig.from_pretrained(directory), TensorFiles(directory), str(directory))
+
+    @classmethod
+    def in_memory(cls, decoder: Any) -> Base:
+        """One that was drawn at random; a tied head is the embedding."""
+        tensors = {name: value.detach() for name, value in decoder.named_parameters()}
+        return cls(decoder.config, tensors, "the new decoder")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def read(self, name: str) -> Tensor:
+        """One tensor."""
+        return self._tensors.read(name) if isinstance(self._tensors, TensorFiles) else self._tensors[name].clone()
 
 
 @dataclass(frozen=True)
@@ -43,33 +76,35 @@ class Trained:
     dtype: torch.dtype
     vision: VisionEncoder
     projector: nn.Module
-    language: Path
+    future: nn.Module | None
+    language: Base
 
     @classmethod
     def load(
         cls, model: ModelConfig, config: StageConfig, facts: Facts, reader: CheckpointReader | None, *, seed: int
     ) -> Trained:
-        """Read the encoder and the projector; `seed` draws a projector that no checkpoint holds."""
-        from models.projectors import build_projector
-        from models.source import read_json
+        """Read the encoder and make the new parts; `seed` draws those that no checkpoint holds."""
+        from models.build import new_parts
         from models.vision import load_vision
+        from trainer.step import DTYPES
 
-        assert isinstance(model.vision, TransformersVision)
-        assert isinstance(model.language, PretrainedLanguage), "check_exportable has seen to that"
-        dtype = torch.bfloat16 if config.engine.precision == "bf16" else torch.float32
-        language = directory_of(model.language.path)
-        vision = load_vision(model.vision, dtype)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            projector = build_projector(
-                model.projector, vision.width, int(read_json(language, "config.json")["hidden_size"])
-            )
-        trained = cls(model, config, facts, reader, dtype, vision, projector, language)
-        for part, module in (("vision", vision), ("projector", projector)):
+        dtype = DTYPES[config.engine.precision]
+        vision, pretrained = load_vision(model.vision, dtype), None
+        if isinstance(model.language, PretrainedLanguage):
+            pretrained = Base.in_directory(directory_of(model.language.path))
+        new = new_parts(model, facts, vision.width, pretrained.config if pretrained is not None else None, seed=seed)
+        language = pretrained or Base.in_memory(new.decoder)
+        trained = cls(model, config, facts, reader, dtype, vision, new.projector, new.future, language)
+        for part, module in trained.whole_parts():
             for name, parameter in module.named_parameters():
                 if f"{part}.{name}" in trained.names:
                     parameter.data = trained.weight(f"{part}.{name}")
         return trained
+
+    def whole_parts(self) -> list[tuple[str, nn.Module]]:
+        """The parts that are held whole, by their names in the model."""
+        future = [("future", self.future)] if self.future is not None else []
+        return [("vision", self.vision), ("projector", self.projector), *future]
 
     @property
     def names(self) -> frozenset[str]:
@@ -83,6 +118,7 @@ class Trained:
 
     def open_streamed(self, device: torch.device) -> VLM:
         """The model on `device`; its weights come as they are needed."""
+        from models.build import new_parts
         from models.vlm import VLM
         from trainer.tuning import apply_plan
 
@@ -90,9 +126,9 @@ class Trained:
         width = int(encoder.width)
         with without_weights():
             vision = _like(encoder)
-            language = _language(self.language)
-            projector = _projector(model, width, int(language.config.hidden_size))
-        vlm = VLM(vision, projector, language, image=self.facts.image, text=self.facts.text)
+            language = _language(self.language.config)
+            new = new_parts(model, self.facts, width, language.config, seed=0)
+        vlm = VLM(vision, new.projector, language, image=self.facts.image, text=self.facts.text, future=new.future)
         if self.reader is not None:
             with without_weights():
                 apply_plan(vlm, self.config.tune, seed=0)
@@ -102,10 +138,10 @@ class Trained:
     def _fetcher(self) -> Any:
         held: dict[str, Tensor] = {
             f"{part}.{name}": value
-            for part, module in (("vision", self.vision), ("projector", self.projector))
+            for part, module in self.whole_parts()
             for name, value in module.state_dict().items()
         }
-        files, names = TensorFiles(self.language), self.names
+        files, names = self.language, self.names
 
         def fetch(name: str, owner: nn.Module) -> Tensor:
             del owner
@@ -113,7 +149,10 @@ class Trained:
                 return held[name].float()
             if name in names:
                 return self.weight(name)
-            in_file = name.removeprefix("language.").replace(".base_layer.", ".")
+            plain = name.replace(".base_layer.", ".")
+            if plain in names:  # it learnt in full before it got an adapter
+                return self.weight(plain)
+            in_file = plain.removeprefix("language.")
             if in_file not in files and in_file == "lm_head.weight":  # tied
                 return fetch("language.model.embed_tokens.weight", nn.Identity())
             return files.read(in_file).to(self.dtype).float()
@@ -128,15 +167,9 @@ def _like(encoder: VisionEncoder) -> VisionEncoder:
     ).eval()
 
 
-def _projector(model: ModelConfig, vision_width: int, language_width: int) -> nn.Module:
-    from models.projectors import build_projector
+def _language(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
 
-    return build_projector(model.projector, vision_width, language_width)
-
-
-def _language(directory: Path) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(directory)
+    config = copy.deepcopy(config)
     config.use_cache = False
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()

@@ -19,7 +19,7 @@ from trainer.config import Frozen, Full, Lora, TuningPlan
 if TYPE_CHECKING:
     from torch import nn
 
-    from models.config import ModelConfig
+    from models.config import LanguageConfig, ModelConfig, VisionConfig
 
 _CLIP_L: dict[str, Any] = {
     "model_type": "clip_vision_model",
@@ -73,6 +73,7 @@ KNOWN: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 32768,
     },
+    "openai-community/gpt2": {"model_type": "gpt2", "vocab_size": 50257},
     "HuggingFaceTB/SmolLM-135M-Instruct": {
         "model_type": "llama",
         "hidden_size": 576,
@@ -118,6 +119,21 @@ def find_part(path: str) -> PartFacts:
     raise InputError(f"{path}: no such directory, not in the hub's cache, and its shapes are not known here")
 
 
+def find_part_of(config: VisionConfig | LanguageConfig) -> PartFacts:
+    """The configuration of a part of a recipe; of a new decoder, whose directory is its tokenizer's."""
+    from models.config import DecoderLanguage, OpenClipVision
+    from models.language import decoder_facts
+    from models.vision_open_clip import clip_shape
+
+    if isinstance(config, OpenClipVision):
+        return PartFacts(clip_shape(config), f"open_clip {config.architecture}", None)
+    if isinstance(config, DecoderLanguage):
+        tokenizer = find_part(config.tokenizer)
+        facts = decoder_facts(config, int(tokenizer.config["vocab_size"]) + 1)  # and the image token
+        return PartFacts(facts, f"a new decoder; its vocabulary: {tokenizer.source}", tokenizer.directory)
+    return find_part(config.path)
+
+
 @dataclass(frozen=True)
 class PartCount:
     """Parameters of one part: those that stay as they are, and those that learn (adapters included)."""
@@ -135,7 +151,9 @@ def count_parts(
     import torch
     from transformers import AutoModelForCausalLM
 
+    import models.own_decoder  # noqa: F401 - makes its configuration known
     from models.anyres import with_newline
+    from models.future import build_future
     from models.projectors import build_projector
 
     with torch.device("meta"):
@@ -143,10 +161,12 @@ def count_parts(
         decoder = AutoModelForCausalLM.from_config(_config(dict(language)))
         width = decoder.config.hidden_size
         projector = with_newline(build_projector(model.projector, seen.config.hidden_size, width), model.image, width)
+        future = build_future(model.future, decoder.config) if model.future is not None else None
     return {
         "vision": _count(seen, plan.vision),
         "projector": _count(projector, plan.projector),
         "language": _count(decoder, plan.language),
+        **({"future": _count(future, plan.future)} if future is not None else {}),
     }
 
 

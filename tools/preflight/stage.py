@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from models.build import Facts, read_facts
-from models.config import PretrainedLanguage, TransformersVision
 from models.errors import InputError
 from tools.preflight.data import (
     Lengths,
@@ -23,10 +22,9 @@ from tools.preflight.data import (
     open_sources,
     row_counts,
 )
-from tools.preflight.geometry import PartCount, PartFacts, count_parts, find_part
+from tools.preflight.geometry import PartCount, PartFacts, count_parts, find_part_of
 from tools.preflight.memory import estimate, read_settings
 from tools.preflight.report import Report, gigabytes, millions
-from trainer.built import check_built
 from trainer.config import StageConfig
 from trainer.flops import Counts, needed_flops, peak_flops
 from trainer.held_out import HeldOut
@@ -63,10 +61,6 @@ class StageCheck:
     def run(self) -> None:
         """Every check; faults go into the report."""
         self._report.title(f"stage {self._name}")
-        try:
-            check_built(self._recipe, self._name)
-        except InputError as error:
-            self._report.fault(str(error))
         parts = self._find_parts()
         indexes = open_sources(self._stage.data, self._name, self._report)
         num_samples = None
@@ -93,14 +87,10 @@ class StageCheck:
         self._check_hours(shape, lengths, num_samples)
 
     def _find_parts(self) -> tuple[PartFacts, PartFacts] | None:
-        model = self._recipe.model
-        if not isinstance(model.vision, TransformersVision) or not isinstance(model.language, PretrainedLanguage):
-            self._report.leave_out(f"{self._name}: parameters, memory and hours: a part without a config.json")
-            return None
         found = []
-        for path in (model.vision.path, model.language.path):
+        for config in (self._recipe.model.vision, self._recipe.model.language):
             try:
-                part = find_part(path)
+                part = find_part_of(config)
             except InputError as error:
                 self._report.fault(str(error))
                 continue

@@ -24,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_language(verbs.add_parser("language", help="pretrain a tiny language model on a world's text"))
     _add_vit(verbs.add_parser("vit", help="pretrain a tiny ViT on what a world's pictures show"))
     _add_text_encoder(verbs.add_parser("text-encoder", help="write a fresh tiny DistilBERT with a world's vocabulary"))
+    _add_open_clip(verbs.add_parser("open-clip", help="write a tiny CLIP as open_clip saves one"))
     _add_llama2c(verbs.add_parser("import-llama2c", help="turn a llama2.c model into a Hugging Face directory"))
     return parser
 
@@ -54,9 +55,23 @@ def _add_language(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_language)
 
 
+def _add_open_clip(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("clip", type=Path, help="a folder that `clip` made")
+    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.set_defaults(run=_open_clip)
+
+
+def _open_clip(arguments: argparse.Namespace) -> int:
+    from tools.toy.open_clip import write_open_clip
+
+    write_open_clip(arguments.clip, arguments.out)
+    print(f"wrote {arguments.out}: architecture.json and open_clip_model.safetensors")
+    return 0
+
+
 def _add_vit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("world", type=Path, help="a folder that `world` made")
-    _add_pretraining(parser, steps=250, batch_size=128)
+    _add_pretraining(parser, steps=300, batch_size=128)
     parser.set_defaults(run=_vit)
 
 

@@ -1,0 +1,118 @@
+"""Speculative decoding is greedy decoding, token for token; what pays is told by the clock."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from eval.decoding import Decoding
+from eval.generation import write_tokens
+from eval.predictor import Predictor
+from eval.prompts import Query, Turn, encode
+from eval.readers import GrowingReader
+from eval.speculative import PROBED_STEPS, Speculation, Worth, write_speculatively
+from tests.support.backbones import make_clip, make_language, tiny_recipe
+from tests.support.bundles import picture
+from tests.support.checkpoints import write_finished
+from tools.merge import main as merge
+
+HEADS: dict[str, dict[str, Any]] = {
+    "parallel": {"kind": "parallel", "num_tokens": 4},
+    "sequential": {"kind": "sequential"},
+}
+NUM_PROMPTS, NUM_TOKENS = 50, 10
+SIZES = ((64, 64), (90, 40), (40, 110))
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def predictor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    """Our decoder with parallel heads; a pretrained one with a sequential module beside LoRA, and AnyRes."""
+    folder = tmp_path_factory.mktemp(request.param)
+    make_clip(folder / "vision")
+    make_language(folder / "language")
+    recipe = tiny_recipe(folder, folder / "shards")
+    recipe["model"]["future"] = HEADS[request.param]
+    tune = recipe["stages"]["lora"]["tune"]
+    tune["future"] = {"kind": "full", "learning_rate": 1e-3}
+    if request.param == "parallel":
+        shape = {"num_layers": 2, "num_heads": 4, "width": 32, "max_positions": 512}
+        recipe["model"]["language"] = {"kind": "decoder", "tokenizer": str(folder / "language"), **shape}
+        tune["language"] = {"kind": "full", "learning_rate": 1e-3}
+    else:
+        recipe["model"]["image"] = {"kind": "anyres", "pinpoints": [[48, 96], [96, 48]]}
+    recipe["stages"]["lora"]["init"] = None
+    write_finished(recipe, "lora")
+    assert merge([recipe["run"], str(folder / "bundle"), "--stage", "lora", "--probes", "2"]) == 0
+    return Predictor.open(folder / "bundle", device="cpu")
+
+
+def inputs_of(predictor: Predictor, number: int) -> dict[str, Any]:
+    shown = (picture("circle", SIZES[number % 3]),) if number % 4 else ()
+    query = Query(shown, (Turn("user", f"What is number {number * 37}?"),))
+    return predictor._collate([encode(predictor.processor, query)], side="left")
+
+
+def greedy_ids(predictor: Predictor, inputs: dict[str, Any], num_tokens: int) -> list[int]:
+    steps = write_tokens(predictor.model, inputs, Decoding(), GrowingReader(predictor.model))
+    return [ids[0] for ids in islice(steps, num_tokens)]
+
+
+def test_every_token_is_the_greedy_one(predictor: Predictor) -> None:
+    """Fifty prompts with each kind of heads, whose guesses are as good as random ones are."""
+    counts = Speculation()
+    for number in range(NUM_PROMPTS):
+        inputs = inputs_of(predictor, number)
+        guessing = write_speculatively(predictor.model, inputs, counts, Worth(clock=None))
+        assert [ids[0] for ids in islice(guessing, NUM_TOKENS)] == greedy_ids(predictor, inputs, NUM_TOKENS)
+    assert len(counts.acceptance) == predictor.model.future.num_drafts
+
+
+def test_guesses_are_kept_up_to_the_first_wrong_one(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses that are known to be right but for planted mistakes: every number of kept ones comes up, and is counted."""
+    inputs, chance = inputs_of(predictor, 1), random.Random(0)
+    truth = greedy_ids(predictor, inputs, 60)
+
+    class Planted:
+        def __init__(self, model: Any) -> None:
+            self.num_certain = 0
+
+        def learn(self, states_LD: Any, following: list[int], pictures: Any = None) -> None:
+            self.num_certain += 1 if pictures is not None else len(following)
+            assert truth[: self.num_certain][-1] == following[-1]
+
+        def guess(self) -> list[int]:
+            right = truth[self.num_certain : self.num_certain + 3]
+            return [token if chance.random() < 0.7 else token + 1 for token in right]
+
+    monkeypatch.setattr("eval.speculative._Heads", Planted)
+    counts = Speculation()
+    steps = write_speculatively(predictor.model, inputs, counts, Worth(clock=None))
+    assert [ids[0] for ids in islice(steps, 50)] == truth[:50]
+    first, second, third = counts.acceptance
+    assert 1 > first > second > third > 0
+    assert counts.tokens_per_forward == pytest.approx(1 + sum(counts.num_accepted) / counts.num_forwards)
+    assert counts.tokens_per_forward > 1.5
+
+
+def test_an_answer_is_the_same_however_it_is_written(predictor: Predictor) -> None:
+    query = Query((picture("square"),), (Turn("user", "What?"),))
+    plain = predictor.answer([query], Decoding(max_new_tokens=40, speculate=False))
+    assert predictor.speculation is not None
+    before = predictor.speculation.num_forwards
+    assert predictor.answer([query], Decoding(max_new_tokens=40)) == plain
+    assert predictor.speculation.num_forwards > before
+
+
+def test_it_goes_on_only_while_a_token_takes_less_time_with_guesses() -> None:
+    for guessing_s, pays in ((0.019, True), (0.021, False)):
+        worth = Worth()
+        assert not worth.should_guess(), "the first steps are for comparison"
+        for _ in range(PROBED_STEPS):
+            worth.told(0.010, 1, with_guesses=False)
+        while worth.should_guess() and worth._num_steps < 15:
+            worth.told(guessing_s, 2, with_guesses=True)
+        worth.told(guessing_s, 2, with_guesses=True)
+        assert worth.should_guess() is pays
