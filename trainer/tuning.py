@@ -48,6 +48,8 @@ def apply_plan(vlm: VLM, plan: TuningPlan, *, seed: int) -> list[ParameterGroup]
             add_adapters(module, tuning, seed)
         else:
             _unfreeze(module, part, tuning)
+            if part == "vision":
+                _freeze_unreached(vlm)
         learning = [(f"{part}.{name}", value) for name, value in module.named_parameters() if value.requires_grad]
         for _, value in learning:
             value.data = value.data.to(torch.float32)
@@ -64,6 +66,16 @@ def _unfreeze(module: nn.Module, part: str, tuning: Full) -> None:
             raise InputError(f"tune.{part}: {chosen} names no module of it; its outermost ones are {inner}")
     for name, value in module.named_parameters():
         value.requires_grad_(not any(_is_inside(f"{part}.{name}", part, kept) for kept in tuning.frozen))
+
+
+def _freeze_unreached(vlm: VLM) -> None:
+    """Freeze what the features do not depend on: layers after the feature layer, poolers, norms at the end."""
+    vision, side = vlm.vision, vlm.image.size
+    device = next(vision.parameters()).device
+    vision(torch.zeros(1, 3, side, side, device=device)).sum().backward()
+    for value in vision.parameters():
+        value.requires_grad_(value.requires_grad and value.grad is not None)
+        value.grad = None
 
 
 def add_adapters(language: nn.Module, tuning: Lora, seed: int) -> None:

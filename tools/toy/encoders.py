@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from models.files import new_directory
-from tools.toy.clip import ClipSize, image_processor, load_pixels, read_captions
+from tools.toy.clip import MEAN, STD, ClipSize, image_processor, load_pixels, read_captions
 from tools.toy.optimise import Schedule, fit
 from tools.toy.world import COLOURS, PLACES, SHAPES, SIZES
 
 NUM_CHECKED = 256
 """Pictures at the file's end that are not learnt from: accuracy is measured on them."""
-WORDS = (SIZES, tuple(COLOURS), SHAPES)
+WORDS = (SIZES, tuple(COLOURS), SHAPES, PLACES)
 NOTHING = -100
+POSITION_SCALE = 20.0
+"""By which first position embeddings are enlarged, as CLIP's are (tools.toy.clip)."""
 _THING = re.compile(rf"a (\w+) (\w+) (\w+) at the ({'|'.join(PLACES)})")
 
 
@@ -64,24 +66,23 @@ def pretrain_vit(world: Path, out: Path, steps: int, batch_size: int, seed: int)
 
 
 def labels(caption: str) -> list[list[int]]:
-    """For each place the numbers of its thing's size, colour and shape; of an empty place shape's own last class.
+    """For each place the numbers of its thing's size, colour and shape, and its own; an empty one has shape's last.
 
     `caption` is the first one of a scene (tools.toy.questions.captions), which says everything.
     """
-    found = [[NOTHING, NOTHING, len(SHAPES)] for _ in PLACES]
-    for size, colour, shape, place in _THING.findall(caption):
-        chosen = zip(WORDS, (size, colour, shape), strict=True)
-        found[PLACES.index(place)] = [words.index(word) for words, word in chosen]
+    found = [[NOTHING, NOTHING, len(SHAPES), number] for number in range(len(PLACES))]
+    for thing in _THING.findall(caption):
+        found[PLACES.index(thing[-1])] = [words.index(word) for words, word in zip(WORDS, thing, strict=True)]
     return found
 
 
 def build_vit(size: EncoderSize) -> Any:
-    """A fresh ViT with a classifier for each place, from PyTorch's current random state."""
+    """A fresh ViT with classifiers over its patches, of which each is a place; from PyTorch's current random state."""
     import torch
     from transformers import ViTConfig, ViTModel
 
     class Classifier(torch.nn.Module):
-        """Pixels as bytes -> for size, colour and shape the logits [B, places, classes]."""
+        """Pixels as bytes -> for size, colour, shape and place the logits [B, places, classes]."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -95,14 +96,15 @@ def build_vit(size: EncoderSize) -> Any:
                 num_attention_heads=size.num_heads,
             )
             self.vit = ViTModel(config, add_pooling_layer=False)
-            counts = [len(words) for words in WORDS]
-            counts[-1] += 1
-            self.heads = torch.nn.ModuleList(torch.nn.Linear(size.width, len(PLACES) * count) for count in counts)
+            with torch.no_grad():
+                self.vit.embeddings.position_embeddings.mul_(POSITION_SCALE)
+            counts = [len(words) + (words is SHAPES) for words in WORDS]
+            self.heads = torch.nn.ModuleList(torch.nn.Linear(size.width, count) for count in counts)
 
         def forward(self, pixels_BCHW: Any) -> list[Any]:
-            normalised = (pixels_BCHW.float() / 255 - 0.5) / 0.5
-            seen_BV = self.vit(pixel_values=normalised).last_hidden_state.mean(1)
-            return [head(seen_BV).unflatten(1, (len(PLACES), -1)) for head in self.heads]
+            normalised = (pixels_BCHW.float() / 255 - MEAN[0]) / STD[0]
+            patches_BPV = self.vit(pixel_values=normalised).last_hidden_state[:, 1:]
+            return [head(patches_BPV) for head in self.heads]
 
     return Classifier()
 
@@ -125,7 +127,7 @@ def _loss(logits: Sequence[Any], labels_BPA: Any) -> Any:
 
 
 def examine(model: Any, pixels_NCHW: Any, labels_NPA: Any) -> float:
-    """The share of places of which size, colour and shape are right, or that are seen to be empty."""
+    """The share of places of which everything is right, or that are seen to be empty."""
     import torch
 
     with torch.no_grad():

@@ -83,10 +83,15 @@ def renamed(weights: Mapping[str, Any]) -> dict[str, Any]:
         tower = next((tower for tower in _TOWERS if name.startswith(tower)), None)
         if tower is None or name.endswith("position_ids") or ".k_proj." in name or ".v_proj." in name:
             continue
+        joined = [value]
         if ".q_proj." in name:
-            value = torch.cat([weights[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
-            name = name.replace("self_attn.q_proj.", "attn.in_proj_")
-        for theirs, ours in _PARTS.items():
-            name = name.replace(theirs, ours)
-        found[_TOWERS[tower] + name.removeprefix(tower)] = value.contiguous()
+            joined = [weights[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+        found[_TOWERS[tower] + _name(name.removeprefix(tower))] = torch.cat(joined)
     return found
+
+
+def _name(name: str) -> str:
+    renamed = name.replace("self_attn.q_proj.", "attn.in_proj_")
+    for theirs, ours in _PARTS.items():
+        renamed = renamed.replace(theirs, ours)
+    return renamed
