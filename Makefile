@@ -16,7 +16,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart demo test test-fast checks format bench-data bench-checkpoint bench-merge bench-large bench-decode chaos clean
+.PHONY: quickstart demo test test-fast checks format bench-data bench-checkpoint bench-merge bench-large bench-decode chaos open-clip clean
 
 quickstart: $(READY)
 	@find $(TORCH_EXTENSIONS_DIR) -name lock -delete 2>/dev/null || true
@@ -58,6 +58,12 @@ bench-checkpoint: $(READY)
 
 chaos: $(READY)
 	$(BIN)/python -m tools.chaos
+
+# open_clip apart from everything else, to compare its features with ours: beside a CPU's torch the torchvision that it
+# brings cannot be loaded, and transformers would try to.
+open-clip: $(READY)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/open_clip \
+		open_clip_torch timm torchvision ftfy wcwidth
 
 # The environment: made once, and again when what it is made from changes. constraints.txt pins what was tested together.
 $(READY): setup.py constraints.txt

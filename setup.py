@@ -41,6 +41,7 @@ setup(
     py_modules=["sightline"],
     install_requires=CORE,
     extras_require={
+        "open_clip": ["open_clip_torch>=3.0"],
         "gpu": ["flash-attn>=2.7", "liger-kernel>=0.6"],
         "dev": [
             "pytest>=9.0",
