@@ -40,7 +40,7 @@ class Batch:
     tiles_TSSC: torch.Tensor
     """uint8, in the order of their image tokens."""
     picture_sizes: tuple[tuple[int, int], ...]
-    """(height, width) of each picture before it was fitted, on the host; under AnyRes they say which tiles are whose."""
+    """(height, width) of each picture before it was fitted, on the host; under AnyRes they tell whose a tile is."""
     real_N: torch.Tensor
     """int64, where in the B x L positions the tokens are; never empty: a batch of padding alone keeps its first one."""
     segment_starts_G1: torch.Tensor

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,8 +27,9 @@ class Decoding:
 
     `temperature` 0 is greedy. `top_p` keeps the smallest set of tokens whose probability reaches it (Holtzman et al.,
     2020). The same `seed` gives the same answer to the same query, alone or in any batch. Each of `stop` ends the
-    answer and is cut from it. With `speculate`, a greedy answer to one query by a model with heads for future tokens comes
-    several tokens a forward where that is faster; it stays the same answer. Raises InputError for values that mean nothing.
+    answer and is cut from it. By `speculate` a greedy answer to one query by a model with heads for future tokens comes
+    several tokens a forward: `auto` for as long as that is faster; it stays the same answer. Raises InputError for
+    values that mean nothing.
     """
 
     max_new_tokens: int = 128
@@ -37,7 +38,7 @@ class Decoding:
     num_beams: int = 1
     seed: int = 0
     stop: tuple[str, ...] = ()
-    speculate: bool = True
+    speculate: Literal["never", "auto", "always"] = "auto"
 
     def __post_init__(self) -> None:
         checks = {

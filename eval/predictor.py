@@ -23,9 +23,9 @@ from data_pipeline.images import open_picture
 from eval.answers import AnswerCache
 from eval.decoding import AnswerStream, AnswerText, Decoding
 from eval.generation import ChatMemory, continue_chat, evaluating, write_beams, write_tokens
-from eval.speculative import Speculation, write_speculatively
 from eval.prompts import Prompt, Query, Turn, collate, encode, encode_answered
 from eval.readers import FixedReader, GrowingReader, Reader, ReaderPool, is_fixable
+from eval.speculative import Speculation, Worth, can_speculate, write_speculatively
 from models.bundle import Manifest, read_manifest
 from models.bundle import verify as verify_bundle
 from models.errors import InputError
@@ -189,8 +189,9 @@ class Predictor:
         if decoding.num_beams > 1:
             ends = sorted(self._end_ids)
             tokens = write_beams(self.model, inputs, decoding, end_ids=ends, pad_id=self._pad_id)
-        elif self.speculation is not None and len(prompts) == 1 and decoding.temperature == 0 and decoding.speculate:
-            tokens = write_speculatively(self.model, inputs, self.speculation)
+        elif self.speculation is not None and can_speculate(decoding, len(prompts)):
+            worth = Worth(clock=None) if decoding.speculate == "always" else Worth()
+            tokens = write_speculatively(self.model, inputs, self.speculation, worth)
         elif memory is not None:
             tokens = continue_chat(
                 self.model,
@@ -247,6 +248,15 @@ class Predictor:
             logits = logits_BLV[row, end - count - 1 : end - 1].float()
             losses.append((F.cross_entropy(logits, targets, reduction="sum").item(), count))
         return losses
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return self._end_ids
+
+    def inputs_of(self, query: Query) -> dict[str, torch.Tensor]:
+        """What the model takes for one query, on its device."""
+        return self._collate([encode(self.processor, query)], side="left")
 
     def _collate(self, prompts: Sequence[Prompt], *, side: Any) -> dict[str, torch.Tensor]:
         batch = collate(prompts, pad_id=self._pad_id, side=side, device=self.device)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.decoding import Decoding
 from eval.generation import evaluating
 
 PROBED_STEPS = 8
@@ -95,6 +96,11 @@ class Worth:
             plain_s = sorted(self._plain_s)[len(self._plain_s) // 2]
             self.is_over = self._guessing_s >= plain_s * self._num_tokens
             self._guessing_s, self._num_tokens, self._num_steps = 0.0, 0, 0
+
+
+def can_speculate(decoding: Decoding, num_rows: int) -> bool:
+    """Whether guesses may be made for these rows: one alone, greedily."""
+    return num_rows == 1 and decoding.temperature == 0 and decoding.num_beams == 1 and decoding.speculate != "never"
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The decoder layers of a Llama, Qwen2 or Qwen3 of transformers, or of `own_decoder`, run over samples that lie one after another.
+"""The decoder layers of a Llama, Qwen2 or Qwen3 of transformers, or of `own_decoder`, over samples one after another.
 
     embedded [1, N, D] -> layer -> layer -> ... -> last layer, only where hidden states are wanted -> norm -> [K, D]
 

@@ -1,9 +1,9 @@
 """Heads that predict further into the future than the next token, on top of any causal language model.
 
-    parallel     states --+-- layer 1 -- norm 1 --> what predicts t+2      Gloeckle et al. 2024, section 2: a transformer
-                          +-- layer 2 -- norm 2 --> what predicts t+3      layer for each token, none knows of the others
+    parallel     states --+-- layer 1 -- norm 1 --> what predicts t+2      Gloeckle et al. 2024, section 2:
+                          +-- layer 2 -- norm 2 --> what predicts t+3      a transformer layer for each token
     sequential   norm(states) | norm(embedding of t+1) -- linear -- layer -- norm --> what predicts t+2
-                                                                           DeepSeek-V3, section 2.2, with one module
+                                                                           DeepSeek-V3, section 2.2, one module
 
 All of them share the language model's own output head; the next token stays the language model's business. A layer has
 no positions of its own: the states know theirs. B rows, L positions, D the language model's width.

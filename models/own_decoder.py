@@ -133,7 +133,7 @@ class OwnDecoderBase(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal, so that a layer keeps its input's size (LeCun); smaller at the 2 N places that write into the stream."""
+        """Normal, so that a layer keeps its input's size (LeCun); smaller at the 2 N places that add to the stream."""
         if isinstance(module, ScaledEmbedding):
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
         elif isinstance(module, nn.Linear):
@@ -155,7 +155,7 @@ class OwnDecoderModel(OwnDecoderBase):
         """States with the sinusoids of their positions added; computed, so that no position is too far."""
         return states_BLD + sinusoids(position_ids_BL, states_BLD.shape[-1]).to(states_BLD.dtype)
 
-    def forward(
+    def forward(  # noqa: PLR0917 - transformers' own order
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,

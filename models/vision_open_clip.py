@@ -4,8 +4,8 @@
     a file: the weights that open_clip saved, visual.*  -------+
 
 So everything behind the encoder (feature layers, tuning, merging, stock bundles) is what it is for CLIP, and neither a
-bundle nor a file of weights needs open_clip itself, which brings torchvision and timm. Owns the architecture's facts and the change of names. Encoders of timm, ResNets, attention
-pooling and the like are not such transformers and are refused by name.
+bundle nor a file of weights needs open_clip itself, which brings torchvision and timm. Owns the architecture's facts
+and the change of names. Encoders of timm, ResNets, attention pooling and the like are refused by name.
 """
 
 from __future__ import annotations

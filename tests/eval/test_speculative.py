@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,11 @@ import pytest
 from eval.decoding import Decoding
 from eval.generation import write_tokens
 from eval.predictor import Predictor
-from eval.prompts import Query, Turn, encode
+from eval.prompts import Query, Turn
 from eval.readers import GrowingReader
+from eval.speculate import main as compare
 from eval.speculative import PROBED_STEPS, Speculation, Worth, write_speculatively
+from models.errors import run_cli
 from tests.support.backbones import make_clip, make_language, tiny_recipe
 from tests.support.bundles import picture
 from tests.support.checkpoints import write_finished
@@ -52,7 +56,7 @@ def predictor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def inputs_of(predictor: Predictor, number: int) -> dict[str, Any]:
     shown = (picture("circle", SIZES[number % 3]),) if number % 4 else ()
     query = Query(shown, (Turn("user", f"What is number {number * 37}?"),))
-    return predictor._collate([encode(predictor.processor, query)], side="left")
+    return predictor.inputs_of(query)
 
 
 def greedy_ids(predictor: Predictor, inputs: dict[str, Any], num_tokens: int) -> list[int]:
@@ -71,7 +75,7 @@ def test_every_token_is_the_greedy_one(predictor: Predictor) -> None:
 
 
 def test_guesses_are_kept_up_to_the_first_wrong_one(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guesses that are known to be right but for planted mistakes: every number of kept ones comes up, and is counted."""
+    """Guesses that are right but for planted mistakes: every number of kept ones comes up, and is counted."""
     inputs, chance = inputs_of(predictor, 1), random.Random(0)
     truth = greedy_ids(predictor, inputs, 60)
 
@@ -99,7 +103,7 @@ def test_guesses_are_kept_up_to_the_first_wrong_one(predictor: Predictor, monkey
 
 def test_an_answer_is_the_same_however_it_is_written(predictor: Predictor) -> None:
     query = Query((picture("square"),), (Turn("user", "What?"),))
-    plain = predictor.answer([query], Decoding(max_new_tokens=40, speculate=False))
+    plain = predictor.answer([query], Decoding(max_new_tokens=40, speculate="never"))
     assert predictor.speculation is not None
     before = predictor.speculation.num_forwards
     assert predictor.answer([query], Decoding(max_new_tokens=40)) == plain
@@ -116,3 +120,17 @@ def test_it_goes_on_only_while_a_token_takes_less_time_with_guesses() -> None:
             worth.told(guessing_s, 2, with_guesses=True)
         worth.told(guessing_s, 2, with_guesses=True)
         assert worth.should_guess() is pays
+
+
+def test_the_comparison_is_a_command(predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    for number, size in enumerate(SIZES):
+        picture("square", size).save(tmp_path / "images" / f"{number}.png")
+    bundle = predictor.model.config._name_or_path
+    words = [bundle, "--images", str(tmp_path / "images"), "--max-new-tokens", "6", "--device", "cpu"]
+    assert run_cli(compare, [*words, "--out", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["identical"]
+    assert report["prompts"] == 3
+    assert report["forwards_per_token"]["always"] <= 1.0
+    assert "acceptance_by_head" in capsys.readouterr().out

@@ -32,11 +32,11 @@ def layer(weights: dict[str, Tensor], states: list[Tensor], num_heads: int, epsi
             scores = torch.stack([q[place][part] @ k[other][part] / width**0.5 for other in range(place + 1)])
             shares = scores.exp() / scores.exp().sum()
             attended.append(sum(share * v[other][part] for other, share in enumerate(shares)))
-        state = state + weights["self_attn.o_proj.weight"] @ torch.cat(attended)
-        inner = rms(state, weights["post_attention_layernorm.weight"], epsilon)
+        middle = state + weights["self_attn.o_proj.weight"] @ torch.cat(attended)
+        inner = rms(middle, weights["post_attention_layernorm.weight"], epsilon)
         gate = weights["mlp.gate_proj.weight"] @ inner
         gated = gate / (1 + (-gate).exp()) * (weights["mlp.up_proj.weight"] @ inner)
-        finished.append(state + weights["mlp.down_proj.weight"] @ gated)
+        finished.append(middle + weights["mlp.down_proj.weight"] @ gated)
     return finished
 
 

@@ -1,4 +1,4 @@
-"""AnyRes end to end: trained, resumed, merged to LlavaNextForConditionalGeneration, opened by stock, answered, scored."""
+"""AnyRes end to end: trained, resumed, merged to LlavaNextForConditionalGeneration, opened, answered, scored."""
 
 from __future__ import annotations
 
