@@ -6,8 +6,10 @@
 
 requeue_or_stop() {
     local code=$1 state restarts bad
+    if [ "$code" = 0 ]; then code=1; fi # nobody failed, and yet it is not finished: what comes after must not start
     if [ "$code" = 2 ]; then stop "there is something to mend, see $directory/logs/rank_00000.log" 2; fi
     trap '' TERM # a job that is queued again is told to end, and so are commands of this shell; KillWait is enough
+    wait_for_slurm || stop "ranks ended with $code, and Slurm does not answer" "$code"
     bad=$(bad_nodes)
     state=$(field JobState) restarts=$(field Restarts)
     if [ "$restarts" != "$restart" ] && [ "$state" = RUNNING ]; then
@@ -59,6 +61,17 @@ exclude() {
     elif scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$all"; then
         say "excluded: $*"
     fi
+}
+
+# The controller may be starting anew, or this node be cut off for a while.
+wait_for_slurm() {
+    local try
+    for try in {1..30}; do
+        if [ -n "$(field JobState)" ]; then return 0; fi
+        if [ "$try" = 1 ]; then say "Slurm does not answer; waiting for it for a while"; fi
+        sleep 10
+    done
+    return 1
 }
 
 # Of this job, as Slurm knows it now; empty where there is none.

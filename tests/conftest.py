@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,30 @@ import pytest
 
 from tests.support.paths import REPOSITORY
 from tests.support.quickstart import TINY
+from tools.quickstart.runner import Runner
+from tools.quickstart.steps import plan
+
+WORLD_STEPS = ("world", "clip", "language", "shards align", "shards lora")
 
 
 @pytest.fixture(scope="session")
-def quickstart_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a tiny quickstart, every step of it run by the real commands."""
+def quickstart_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny quickstart after its first steps: what it trains on, and nothing trained."""
     run = tmp_path_factory.mktemp("quickstart") / "run"
+    run.mkdir()
+    before = Path.cwd()
+    os.chdir(REPOSITORY)
+    try:
+        Runner(run, [step for step in plan(run, TINY, 0) if step.name in WORLD_STEPS]).run()
+    finally:
+        os.chdir(before)
+    return run
+
+
+@pytest.fixture(scope="session")
+def quickstart_run(quickstart_world: Path) -> Path:
+    """The directory of a tiny quickstart, every step of it run by the real commands."""
+    run = quickstart_world
     command = [sys.executable, "-m", "tools.quickstart", "--run", str(run), "--sizes", TINY.model_dump_json()]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
