@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.attention import register
 from models.config import FutureConfig, ParallelFuture, SequentialFuture
 from models.lean import LeanRMSNorm
-from models.own_decoder import OwnDecoderConfig, OwnDecoderLayer, Writer
+from models.own_decoder import OwnDecoderConfig, OwnDecoderLayer, is_writer
 
 
 class ParallelHeads(nn.Module):
@@ -80,7 +80,7 @@ def build_future(config: FutureConfig, language: Any) -> nn.Module:
     heads = FUTURES[config.kind](config, shape)
     for module in heads.modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5 * (0.1 if isinstance(module, Writer) else 1.0))
+            nn.init.normal_(module.weight, std=module.in_features**-0.5 * (0.1 if is_writer(module) else 1.0))
     return heads
 
 

@@ -56,8 +56,16 @@ class ScaledEmbedding(nn.Embedding):
         return super().forward(ids) * self.embedding_dim**0.5
 
 
-class Writer(nn.Linear):
+def writer(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer whose output is added to the residual stream; it differs by its first values alone."""
+    linear = nn.Linear(inputs, outputs, bias=False)
+    linear.writes = True
+    return linear
+
+
+def is_writer(linear: nn.Linear) -> bool:
+    """Whether `writer` made it."""
+    return bool(getattr(linear, "writes", False))
 
 
 class Attention(nn.Module):
@@ -73,7 +81,7 @@ class Attention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
         self.q_proj, self.k_proj = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
-        self.v_proj, self.o_proj = nn.Linear(width, width, bias=False), Writer(width, width, bias=False)
+        self.v_proj, self.o_proj = nn.Linear(width, width, bias=False), writer(width, width)
 
     def forward(
         self, states_BLD: Tensor, attention_mask: Tensor | None, past_key_values: Any = None, **options: Any
@@ -108,7 +116,7 @@ class OwnDecoderLayer(nn.Module):
         width, inner = config.hidden_size, config.intermediate_size
         self.self_attn = Attention(config, layer_idx)
         self.mlp = LeanMLP(
-            nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False), Writer(inner, width, bias=False)
+            nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False), writer(inner, width)
         )
         self.input_layernorm = LeanRMSNorm(nn.Parameter(torch.ones(width)), config.rms_norm_eps)
         self.post_attention_layernorm = LeanRMSNorm(nn.Parameter(torch.ones(width)), config.rms_norm_eps)
@@ -137,7 +145,7 @@ class OwnDecoderBase(PreTrainedModel):
         if isinstance(module, ScaledEmbedding):
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
         elif isinstance(module, nn.Linear):
-            num_writers = 2 * self.config.num_hidden_layers if isinstance(module, Writer) else 1
+            num_writers = 2 * self.config.num_hidden_layers if is_writer(module) else 1
             nn.init.normal_(module.weight, std=(module.in_features * num_writers) ** -0.5)
 
 

@@ -1,7 +1,8 @@
 """FLOPs that a step needs, part by part, from shapes alone; and the share of a device's peak that they make.
 
 A multiplication and an addition are two. Counted are matrix products and attention over the pairs that the causal mask
-leaves; left out are norms, activations, rotary embeddings, softmax, embedding rows, dropout, the optimizer. Needed is
+leaves; left out are norms, activations, rotary embeddings, softmax, embedding rows, dropout, the optimizer, and heads
+for tokens beyond the next one. Needed is
 what any program must compute: activations computed again in the backward, padding, vision layers after the feature
 layer, and, where nothing is learnt, logits and all of the last decoder layer but its keys and values are not counted.
 

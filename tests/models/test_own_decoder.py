@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,11 @@ def test_states_and_logits_equal_plain_arithmetic(model: Any) -> None:
 def test_packed_samples_equal_plain_arithmetic_one_by_one(model: Any) -> None:
     embedded = [torch.stack(plain.embed(model, ids)) for ids in IDS]
     found = PackedDecoder(model)(torch.cat(embedded), packed([len(ids) for ids in IDS]))
-    expected = [torch.stack(plain.hidden(model, list(each))) for each in embedded]
-    torch.testing.assert_close(found, torch.cat(expected), **SAME)
+    expected = torch.cat([torch.stack(plain.hidden(model, list(each))) for each in embedded])
+    torch.testing.assert_close(found, expected, **SAME)
+    wanted_K = torch.tensor([0, 4, 5, 12])
+    some = replace(packed([len(ids) for ids in IDS]), wanted_K=wanted_K)
+    torch.testing.assert_close(PackedDecoder(model)(torch.cat(embedded), some), expected[wanted_K], **SAME)
 
 
 @torch.no_grad()

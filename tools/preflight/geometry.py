@@ -126,7 +126,10 @@ def find_part_of(config: VisionConfig | LanguageConfig) -> PartFacts:
     from models.vision_open_clip import clip_shape
 
     if isinstance(config, OpenClipVision):
-        return PartFacts(clip_shape(config), f"open_clip {config.architecture}", None)
+        weights = Path(config.weights)
+        return PartFacts(
+            clip_shape(config), f"open_clip {config.architecture}", weights.parent if weights.is_file() else None
+        )
     if isinstance(config, DecoderLanguage):
         tokenizer = find_part(config.tokenizer)
         facts = decoder_facts(config, int(tokenizer.config["vocab_size"]) + 1)  # and the image token
