@@ -81,7 +81,7 @@ class StageCheck:
         lengths = None
         if facts is not None and num_samples is not None:
             lengths = self._look_at_data(facts, shape, counts)
-        lengths = lengths or self._assumed(shape)
+        lengths = lengths or assumed_lengths(self._recipe, self._name, shape)
         self._check_memory(shape, counts, lengths)
         self._check_disk(counts)
         self._check_hours(shape, lengths, num_samples)
@@ -135,13 +135,6 @@ class StageCheck:
         if sum(part.frozen + part.trained for part in counts.values()) <= SMALL_PARAMETERS:
             check_forward(self._recipe, self._stage, facts, held_out, self._report)
         return lengths
-
-    def _assumed(self, shape: ModelShape) -> Lengths:
-        """Without samples: every row as long as may be, half of its text learnt, one picture of most tiles."""
-        side = math.isqrt(shape.vision.num_patches) * math.isqrt(shape.vision.patch_inputs // 3)
-        tiles, tokens = tiles_of(self._recipe.model, side), self._stage.data.max_length
-        targets = max(1, (tokens - tiles * shape.features_per_tile) // 2)
-        return Lengths(Counts.of_sample(tokens, targets, tiles), tokens, "assumed: every sample of max_length")
 
     def _check_memory(self, shape: ModelShape, counts: dict[str, PartCount], lengths: Lengths) -> None:
         """A table with nothing and with everything computed again, whether the recipe fits, and what would."""
@@ -222,6 +215,14 @@ class StageCheck:
             f"{steps:,} steps; {hours:.1f} hours, computed from {flops:.2e} FLOPs at an assumed"
             f" {machine.peak_share:.0%} of {machine.num_gpus} x {peak / 1e12:.0f} TFLOP/s"
         )
+
+
+def assumed_lengths(recipe: Recipe, name: str, shape: ModelShape) -> Lengths:
+    """Without samples: every row as long as may be, half of its text learnt, one picture of most tiles."""
+    side = math.isqrt(shape.vision.num_patches) * math.isqrt(shape.vision.patch_inputs // 3)
+    tiles, tokens = tiles_of(recipe.model, side), recipe.stage(name).data.max_length
+    targets = max(1, (tokens - tiles * shape.features_per_tile) // 2)
+    return Lengths(Counts.of_sample(tokens, targets, tiles), tokens, "assumed: every sample of max_length")
 
 
 def num_steps(stage: StageConfig, lengths: Lengths, num_samples: int | None) -> int | None:
