@@ -42,6 +42,11 @@ def runs(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
         broken = vary(recipe, f"broken_{zero}", "align", engine__zero=zero)
         one[f"broken_{zero}_1"] = (broken, "align", {"stop_after": 3})
         one[f"broken_{zero}"] = (broken, "align", {})
+        whole = vary(recipe, f"whole_bf16_{zero}", "align", engine__zero=zero, engine__precision="bf16")
+        half = vary(recipe, f"half_bf16_{zero}", "align", engine__zero=zero, engine__precision="bf16")
+        two[f"whole_bf16_{zero}"] = (whole, "align", {})
+        two[f"half_bf16_{zero}_1"] = (half, "align", {"stop_after": 3})
+        two[f"half_bf16_{zero}"] = (half, "align", {})
     one["micro_1"] = (vary(recipe, "micro_1", "align", batch__micro_rows=1), "align", {})
     one["micro_4"] = (vary(recipe, "micro_4", "align", batch__micro_rows=4), "align", {})
     one["lora"] = (recipe, "lora", {})
@@ -107,8 +112,11 @@ def test_resumed_is_uninterrupted_bit_for_bit(runs: dict[str, dict[str, Any]], p
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", ZEROS)
 def test_resumed_is_uninterrupted_under_every_zero_stage(runs: dict[str, dict[str, Any]], zero: str) -> None:
+    """In fp32 on one rank, and in bf16 on two."""
     assert losses(runs[f"broken_{zero}"], "align") == losses(runs[f"one_{zero}"], "align")
     same_weights(runs[f"broken_{zero}"], runs[f"one_{zero}"], "align", rtol=0, atol=0)
+    assert losses(runs[f"half_bf16_{zero}"], "align") == losses(runs[f"whole_bf16_{zero}"], "align")
+    same_weights(runs[f"half_bf16_{zero}"], runs[f"whole_bf16_{zero}"], "align", rtol=0, atol=0)
 
 
 @pytest.mark.slow

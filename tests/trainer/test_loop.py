@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import trainer.checkpoint as checkpoint
 from data_pipeline.index_build import build_index
 from models.errors import InputError
 from models.files import read_lines
@@ -52,12 +53,37 @@ def ask_to_stop(stage: Any, step: int, signal_number: int, rank: int) -> None:
 
 
 def train_and_replay(
-    ranks: Ranks, jobs: list[Job], replays: list[tuple[dict[str, Any], int]]
-) -> list[tuple[bool, float]]:
+    ranks: Ranks, jobs: list[Job], replays: list[tuple[dict[str, Any], int]], deaf: Job
+) -> dict[str, Any]:
     """Whether rows are the same, and how far the loss is off, of steps that are computed again after the training."""
     train_all(ranks, jobs)
     again = [replay(Recipe.model_validate_json(json.dumps(recipe)), "align", step) for recipe, step in replays]
-    return [(found.same_rows, found.difference) for found in again]
+    with pytest.raises(InputError) as refused:
+        train_all(ranks, [deaf])
+    return {"replays": [(found.same_rows, found.difference) for found in again], "deaf": str(refused.value)}
+
+
+def deafen(stage: Any, name: str) -> None:
+    """No gradient reaches one tensor."""
+    dict(stage.engine.module.vlm.named_parameters())[name].register_hook(lambda gradient: gradient * 0)
+
+
+def fill_disk(stage: Any, step: int) -> None:
+    """The disk is full when the checkpoint after that step is to be written, and has space again later."""
+    save_file = checkpoint.save_file
+
+    def full(*_: Any, **__: Any) -> None:
+        checkpoint.save_file = save_file
+        raise OSError(28, "No space left on device")
+
+    begin = stage.saver.begin
+
+    def begin_save(at: int, **state: Any) -> None:
+        if at == step:
+            checkpoint.save_file = full
+        begin(at, **state)
+
+    stage.saver.begin = begin_save
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +131,7 @@ def runs(recipe: dict[str, Any]) -> dict[str, Any]:
         ),
         "mixed_1": (vary(mixed, "mixed_1", "align"), "align", {}),
         "fp16": (vary(recipe, "fp16", "align", **fp16), "align", {}),
+        "full": (vary(recipe, "full", "align"), "align", {"change": (fill_disk, (4,))}),
         "dora": (vary(recipe, "dora", "lora", **lora), "lora", {}),
     }  # fmt: skip
     elastic = vary(recipe, "elastic", "align")
@@ -121,9 +148,11 @@ def runs(recipe: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     run_on_ranks(2, train_all, list(two.values()))
     again = [(recipe, 4), (two["mixed_zero3"][0], 1)]
-    (found,) = run_on_ranks(1, train_and_replay, [*one.values(), (elastic, "align", {"stop_after": 4})], again)
+    deaf: Job = (vary(recipe, "deaf", "align"), "align", {"change": (deafen, ("projector.linear_1.weight",))})
+    jobs = [*one.values(), (elastic, "align", {"stop_after": 4})]
+    (found,) = run_on_ranks(1, train_and_replay, jobs, again, deaf)
     run_on_ranks(2, train_all, [(elastic, "align", {}), (*two["stopped"][:2], {})])
-    return {name: job[0] for name, job in {**one, **two}.items()} | {"replays": found}
+    return {name: job[0] for name, job in {**one, **two}.items()} | found
 
 
 def stage_of(recipe: dict[str, Any], stage: str = "align") -> Path:
@@ -189,6 +218,16 @@ def test_fp16_trains_and_an_overflow_costs_no_data(runs: dict[str, dict[str, Any
     scales = [line["loss_scale"] for line in read_lines(stage_of(runs["overflow"]) / "metrics.jsonl")]
     assert scales == [2.0**15] * 3 + [2.0**14] * 3  # the first batch alone overflows at 2^16
     assert audit(stage_of(runs["overflow"])).is_clean
+
+
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(runs: dict[str, Any]) -> None:
+    held = sorted(path.name for path in (stage_of(runs["full"]) / "checkpoints").iterdir())
+    assert held == ["step_000002", "step_000006"]
+    same_weights(runs["full"], runs["plain"], "align", rtol=0, atol=0)
+
+
+def test_a_tensor_that_never_gets_a_gradient_is_named(runs: dict[str, Any]) -> None:
+    assert runs["deaf"].startswith("step 1: projector.linear_1.weight got no gradient and would never learn")
 
 
 def test_dora_learns_magnitudes_too(runs: dict[str, dict[str, Any]]) -> None:
