@@ -7,6 +7,7 @@ same. Owns the comparison and its report. Does not own the decoding (`eval.specu
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from itertools import islice
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
     from eval.predictor import Predictor
 
     predictor = Predictor.open(arguments.bundle, device=arguments.device)
-    queries = _queries(arguments.images, arguments.prompt, arguments.limit)
+    queries = _queries(arguments)
     report = measure(predictor, queries, arguments.max_new_tokens)
     for name, value in report.items():
         print(f"{name:28}{_shown(value)}")
@@ -43,24 +44,47 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m eval.speculate", description=__doc__)
     parser.add_argument("bundle", type=Path, help="a bundle whose model has heads for future tokens")
     parser.add_argument("--images", type=Path, required=True, help="a folder of pictures")
-    parser.add_argument("--prompt", default="Describe the picture.", help="asked of each (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=100, help="pictures (default %(default)s)")
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument("--prompt", default="Describe the picture.", help="asked of each (default: %(default)s)")
+    asked.add_argument("--questions", type=Path, help="or the questions of a file in VQA v2's format")
+    parser.add_argument("--limit", type=int, default=100, help="how many are asked (default %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="of an answer (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default %(default)s)")
     parser.add_argument("--out", type=Path, help="the figures as JSON")
     return parser.parse_args(argv)
 
 
-def _queries(images: Path, prompt: str, limit: int) -> list[Query]:
-    from data_pipeline.images import PICTURE_EXTENSIONS, open_picture
+def _queries(arguments: argparse.Namespace) -> list[Query]:
+    from data_pipeline.images import open_picture
     from eval.predictor import Query, Turn
 
+    images: Path = arguments.images
     if not images.is_dir():
         raise InputError(f"--images {images}: no such directory")
-    files = [file for file in sorted(images.iterdir()) if file.suffix[1:].lower() in PICTURE_EXTENSIONS]
+    asked = _questions(arguments) if arguments.questions is not None else _prompts(arguments)
+    return [Query((open_picture(file),), (Turn("user", text),)) for file, text in asked]
+
+
+def _prompts(arguments: argparse.Namespace) -> list[tuple[Path, str]]:
+    from data_pipeline.images import PICTURE_EXTENSIONS
+
+    found = sorted(arguments.images.iterdir())
+    files = [file for file in found if file.suffix[1:].lower() in PICTURE_EXTENSIONS][: arguments.limit]
     if not files:
-        raise InputError(f"--images {images}: no picture in it")
-    return [Query((open_picture(file),), (Turn("user", prompt),)) for file in files[:limit]]
+        raise InputError(f"--images {arguments.images}: no picture in it")
+    return [(file, arguments.prompt) for file in files]
+
+
+def _questions(arguments: argparse.Namespace) -> list[tuple[Path, str]]:
+    from eval.pictures import find_pictures
+
+    file: Path = arguments.questions
+    try:
+        asked = json.loads(file.read_text(encoding="utf-8"))["questions"][: arguments.limit]
+        texts, ids = [str(each["question"]) for each in asked], [(each["image_id"], None) for each in asked]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--questions {file}: no questions in VQA v2's format ({error})") from error
+    return list(zip(find_pictures(arguments.images, ids), texts, strict=True))
 
 
 def measure(predictor: Predictor, queries: Sequence[Query], max_new_tokens: int) -> dict[str, Any]:
@@ -94,11 +118,11 @@ def measure(predictor: Predictor, queries: Sequence[Query], max_new_tokens: int)
         "identical": num_same == len(queries),
         "prompts": len(queries),
         "tokens": num_tokens,
-        "tokens_per_step": num_steps / max(1, always.num_forwards),
+        "tokens_per_forward": num_steps / max(1, always.num_forwards),
         "forwards_per_token": {"greedy": 1.0, "always": always.num_forwards / max(1, num_steps)},
         "acceptance_by_head": always.acceptance,
         "seconds": seconds,
-        "tokens_per_step_auto": num_steps / max(1, auto.num_forwards),
+        "tokens_per_forward_auto": num_steps / max(1, auto.num_forwards),
         "switched_off_in_answers": auto.num_switched_off,
     }
 
