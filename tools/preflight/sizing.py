@@ -1,0 +1,131 @@
+"""`python -m tools.preflight.sizing RECIPE --stage S`: memory and hours by number of GPUs and division of the state.
+
+Prints a Markdown table, computed from shapes by preflight's own arithmetic: what a GPU holds at the peak of a step under
+each ds_config, and the hours of the stage. Owns the table only. Samples are not looked at: each counts as `max_length`
+tokens, so hours are an upper bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models.errors import InputError, run_cli
+
+if TYPE_CHECKING:
+    from tools.preflight.data import Lengths
+    from tools.preflight.geometry import PartCount
+    from trainer.config import StageConfig
+    from trainer.recipe import Recipe
+    from trainer.shapes import ModelShape
+
+DIVISIONS = ("zero2", "zero3", "zero2_offload", "zero3_offload")
+GPUS = (1, 8, 64, 512)
+
+
+def main(argv: list[str]) -> int:
+    """Print the table of one stage."""
+    from tools.preflight.__main__ import parse_bytes
+    from trainer.flops import peak_flops
+    from trainer.recipe import load_recipe
+
+    arguments = _parse(argv)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    sizes = open_sizes(recipe, arguments.stage)
+    peak = peak_flops(arguments.device)
+    if peak is None:
+        raise InputError(f"--device {arguments.device}: its peak is not known; a name like H100 or A100 was expected")
+    limit = parse_bytes(arguments.gpu_memory)
+    print(f"| GPUs | rows a step and GPU | {' | '.join(DIVISIONS)} | hours on {arguments.device} |")
+    print("|" + "---:|" * (len(DIVISIONS) + 3))
+    for num_gpus in GPUS:
+        cells = [sizes.memory(num_gpus, division, limit) for division in DIVISIONS]
+        hours = sizes.hours(num_gpus, peak * arguments.peak_share)
+        print(f"| {num_gpus} | {sizes.rows(num_gpus)} | {' | '.join(cells)} | {hours} |")
+    return 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A stage as numbers."""
+
+    stage: StageConfig
+    shape: ModelShape
+    counts: dict[str, PartCount]
+    lengths: Lengths
+    load: str
+
+    def rows(self, num_gpus: int) -> int:
+        """Rows of the global batch that one GPU computes; at least one, where they are fewer than GPUs."""
+        return max(1, self.stage.batch.global_rows // num_gpus)
+
+    def memory(self, num_gpus: int, division: str, limit: float) -> str:
+        """GB of one GPU; in brackets where they are more than it has."""
+        from tools.preflight.data import row_counts
+        from tools.preflight.memory import estimate, read_settings
+
+        micro_rows = min(self.stage.batch.micro_rows, self.rows(num_gpus))
+        batch = self.stage.batch.model_copy(update={"micro_rows": micro_rows})
+        stage = self.stage.model_copy(update={"batch": batch})
+        layers, asked = self.shape.language.num_layers, stage.engine.activation_checkpointing
+        found = estimate(
+            self.shape,
+            self.counts,
+            stage,
+            row_counts(stage, self.lengths, worst=True),
+            load=self.load,
+            num_gpus=num_gpus,
+            settings=read_settings(division),
+            num_recomputed=layers if asked is True else int(asked),
+        )
+        text = f"{found.total / 1e9:.0f} GB"
+        return text if found.total <= limit else f"({text})"
+
+    def hours(self, num_gpus: int, flops_per_s: float) -> str:
+        """Of the whole stage at so many FLOP/s a GPU; none where GPUs are left without a row."""
+        from tools.preflight.data import row_counts
+        from tools.preflight.stage import num_steps
+        from trainer.flops import needed_flops
+
+        steps = num_steps(self.stage, self.lengths, None)
+        if steps is None:
+            raise InputError("the stage lasts epochs: say how many samples, duration={unit: samples, count: N}")
+        if num_gpus > self.stage.batch.global_rows:
+            return "fewer rows than GPUs"
+        row = row_counts(self.stage, self.lengths, worst=False).times(1 / self.stage.batch.micro_rows)
+        step = row.times(self.stage.batch.global_rows)
+        flops = steps * sum(part.total for part in needed_flops(self.shape, self.stage.tune, step).values())
+        return f"{flops / (flops_per_s * num_gpus) / 3600:.1f}"
+
+
+def open_sizes(recipe: Recipe, name: str) -> Sizes:
+    """The stage's shapes, from each part's config.json or what is known of it."""
+    from tools.preflight.geometry import count_parts, find_part_of
+    from tools.preflight.stage import assumed_lengths
+    from trainer.shapes import model_shape
+
+    stage, model = recipe.stage(name), recipe.model
+    vision, language = (find_part_of(part).config for part in (model.vision, model.language))
+    shape = model_shape(model, vision, language)
+    counts = count_parts(model, vision, language, stage.tune)
+    return Sizes(stage, shape, counts, assumed_lengths(recipe, name, shape), getattr(model.language, "load", "full"))
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.preflight.sizing", description="What a stage needs on 1 to 512 GPUs."
+    )
+    parser.add_argument("recipe", help="a file of recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a.b.c=value, set in the recipe")
+    parser.add_argument("--stage", required=True)
+    parser.add_argument("--gpu-memory", default="80GB", help="of one GPU; default 80GB")
+    parser.add_argument("--device", default="H100", help="default H100")
+    parser.add_argument(
+        "--peak-share", type=float, default=0.35, help="share of the peak that is assumed; default 0.35"
+    )
+    return parser.parse_intermixed_args(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))
