@@ -117,7 +117,10 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def verify(directory: Path) -> Manifest:
-    """The manifest, after every file it lists was found to be there and unchanged; else an InputError naming one."""
+    """The manifest, after every file it lists was found to be there and unchanged, and no other was found.
+
+    Raises InputError, naming the file, where that is not so.
+    """
     manifest = read_manifest(directory)
     for name, digest in manifest.files.items():
         file = directory / name
@@ -125,4 +128,13 @@ def verify(directory: Path) -> Manifest:
             raise InputError(f"{file}: missing from the bundle; make it again or copy it again")
         if sha256_of(file) != digest:
             raise InputError(f"{file}: changed since the bundle was made; make it again or copy it again")
+    unlisted = sorted(_names(directory) - {*manifest.files, NAME, "README.md"})
+    if unlisted:  # a loader reads files by their names: an adapter, other weights, another template
+        raise InputError(f"{directory / unlisted[0]}: not one of the bundle's files; take it away")
     return manifest
+
+
+def _names(directory: Path) -> set[str]:
+    """Paths of all files in the directory, hidden ones left out."""
+    paths = [file.relative_to(directory) for file in directory.rglob("*") if file.is_file()]
+    return {str(path) for path in paths if not any(part.startswith(".") for part in path.parts)}

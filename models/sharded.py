@@ -1,8 +1,6 @@
 """Tensor by tensor in and out of safetensors: memory is bounded by one tensor, not by a file or a model.
 
-Plain reads and writes, no memory maps: a mapped page that was touched counts as memory of the process for as long as
-the file is open, so that going through a mapped file costs as much as holding it. What is wrong with a file is said
-with its name.
+Owns headers, files and their index; `models.runs` owns the bytes. What is wrong with a file is said with its name.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.errors import InputError
+from models.runs import Run, bytes_of, copy_run, read_runs, write_all
 from models.source import read_json
 
 INDEX = "model.safetensors.index.json"
@@ -83,11 +82,7 @@ class TensorFiles:
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
         place = self.place(name)
-        value = torch.empty(place.shape, dtype=place.dtype)
-        with place.file.open("rb", buffering=0) as stream:
-            stream.seek(place.start)
-            fill(stream, value, place.file)
-        return value
+        return read_runs([Run(place.file, place.start, place.num_bytes)], place.dtype, place.shape)
 
     @property
     def num_bytes(self) -> int:
@@ -143,21 +138,6 @@ def _read_header(file: Path) -> dict[str, Place]:
     return places
 
 
-def fill(stream: Any, value: Tensor, file: Path) -> None:
-    """Read a tensor's bytes from where an unbuffered stream stands; raises InputError, naming `file`, at its end."""
-    view, filled = _bytes_of(value), 0
-    while filled < len(view):
-        num_read = stream.readinto(view[filled:])
-        if not num_read:
-            raise InputError(f"{file}: cut short while it was read; fetch or copy it again")
-        filled += num_read
-
-
-def _bytes_of(value: Tensor) -> memoryview:
-    flat: Any = value.reshape(-1).view(torch.uint8).numpy() if value.numel() else b""
-    return memoryview(flat)
-
-
 class ShardedWriter:
     """Writes tensors as they come into files of about `max_bytes`, and the index that transformers expects.
 
@@ -177,33 +157,43 @@ class ShardedWriter:
     def add(self, name: str, value: Tensor) -> None:
         """Write one tensor, behind the one before it or into the next file."""
         value = value.detach().cpu().contiguous()
-        num_bytes, room = value.numel() * value.element_size(), len(name) + 120
+        num_bytes = value.numel() * value.element_size()
+        self._make_room(name, num_bytes)
+        if num_bytes % 8 and num_bytes < 1 << 20:
+            self._waiting[name] = value
+        else:
+            self._write(name, value)
+
+    def copy(self, name: str, runs: Sequence[Run], dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        """Write a tensor whose bytes lie in files already, without holding it."""
+        num_bytes = sum(run.num_bytes for run in runs)
+        if num_bytes % 8:
+            self.add(name, read_runs(runs, dtype, shape))
+            return
+        self._make_room(name, num_bytes)
+        for run in runs:
+            copy_run(run, self._stream)
+        self._note(name, dtype, shape, num_bytes)
+
+    def _make_room(self, name: str, num_bytes: int) -> None:
+        """Begin the next file where this one would be too large."""
+        room = len(name) + 120
         is_full = self._num_file_bytes + num_bytes > self._max_bytes or self._header_bytes + room > self._header_room
         if self._header_bytes and is_full:
             self._finish_file()
         if self._stream is None:
             self._open_file()
         self._header_bytes += room
-        if num_bytes % 8 and num_bytes < 1 << 20:
-            self._waiting[name] = value
-        else:
-            self._write(name, value)
 
     def _write(self, name: str, value: Tensor) -> None:
-        self._put(_bytes_of(value))
-        start, stop = self._num_file_bytes, self._num_file_bytes + value.numel() * value.element_size()
-        self._entries[name] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, stop]}
+        write_all(bytes_of(value), self._stream)
+        self._note(name, value.dtype, tuple(value.shape), value.numel() * value.element_size())
+
+    def _note(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], num_bytes: int) -> None:
+        start, stop = self._num_file_bytes, self._num_file_bytes + num_bytes
+        self._entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
         self._num_file_bytes = stop
         self._num_bytes += stop - start
-
-    def _put(self, view: memoryview) -> None:
-        """One write may take only a part, at most 2 GiB."""
-        written = 0
-        while written < len(view):
-            try:
-                written += self._stream.write(view[written:])
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, self._stream.name) from error
 
     def _open_file(self) -> None:
         self._stream = (self._directory / f"part-{len(self._shards)}").open("wb", buffering=0)
@@ -216,7 +206,7 @@ class ShardedWriter:
         header = json.dumps({"__metadata__": {"format": "pt"}, **self._entries}, separators=(",", ":")).encode()
         assert len(header) <= self._header_room, "the room for an entry is more than it takes"
         self._stream.seek(0)
-        self._put(memoryview(struct.pack("<Q", self._header_room) + header.ljust(self._header_room)))
+        write_all(memoryview(struct.pack("<Q", self._header_room) + header.ljust(self._header_room)), self._stream)
         os.fsync(self._stream.fileno())
         self._stream.close()
         self._shards.append(list(self._entries))

@@ -18,6 +18,7 @@ import torch
 
 from models.bundle import read_manifest, verify
 from models.errors import InputError, run_cli
+from models.sharded import TensorFiles
 from tests.support.backbones import make_language
 from tests.support.checkpoints import write_finished
 from tests.support.paths import REPOSITORY
@@ -40,6 +41,25 @@ def test_merged_equals_the_model_with_adapters(tmp_path: Path, language: str, ti
     assert checks["share of same choices"].value == 1.0
     assert checks["prompt ids differ"].value == 0.0
     assert checks["largest pixel difference"].value == 0.0
+
+
+@pytest.mark.parametrize(("tied", "precision"), [(True, "fp32"), (False, "bf16")])
+def test_a_full_fine_tune_is_what_was_trained(tmp_path: Path, tied: bool, precision: str) -> None:
+    """Every weight of the language model comes from the checkpoint; tied, the head is its embedding's."""
+    recipe = run_of(tmp_path, language="qwen2", tied=tied)
+    stage = recipe["stages"]["lora"]
+    stage["tune"]["language"] = {"kind": "full", "learning_rate": 1e-4}
+    stage["engine"]["precision"] = precision
+    write_finished(recipe, "lora")
+    assert merge(recipe, tmp_path / "bundle") == 0
+    manifest = verify(tmp_path / "bundle")
+    assert manifest.precision == precision
+    files, base = TensorFiles(tmp_path / "bundle"), TensorFiles(tmp_path / "language")
+    assert ("language_model.lm_head.weight" in files) != tied
+    for name in base:
+        if not (tied and name == "lm_head.weight"):
+            value = base.read(name)
+            assert not torch.equal(files.read(f"language_model.{name}")[: len(value)].float(), value.float()), name
 
 
 def test_adapters_trained_on_a_4_bit_base_are_merged_into_the_whole_one(tmp_path: Path) -> None:
@@ -130,8 +150,14 @@ def test_wrong_words_get_one_line(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_bundle_with_a_file_missing_or_changed_is_refused(trained: dict[str, Any], tmp_path: Path) -> None:
+def test_a_bundle_with_a_file_missing_changed_or_added_is_refused(trained: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(beside(trained, "bundle"), tmp_path / "bundle")
+    for name in ("README.md", ".gitattributes", "adapter_config.json"):
+        (tmp_path / "bundle" / name).write_text("{}")
+    with pytest.raises(InputError, match=r"adapter_config\.json: not one of"):
+        verify(tmp_path / "bundle")
+    (tmp_path / "bundle" / "adapter_config.json").unlink()
+    verify(tmp_path / "bundle")
     weights = tmp_path / "bundle" / "model.safetensors"
     contents = bytearray(weights.read_bytes())
     contents[-1] ^= 1
@@ -193,7 +219,7 @@ def test_a_run_a_checkpoint_and_out_by_name_are_the_same(trained: dict[str, Any]
 
 
 def test_streamed_forwards_are_those_of_whole_models(trained: dict[str, Any], tmp_path: Path) -> None:
-    """The reference layer by layer against the model that training builds, whole, with the checkpoint loaded into it."""
+    """The reference layer by layer against the model that training builds, with the checkpoint loaded into it."""
     from data_pipeline.templates import build_template
     from data_pipeline.tokens import Tokens
     from models.build import build_vlm, read_facts

@@ -4,7 +4,7 @@
                                                                                  --tools.quantize--> NF4 bundle, 4 GB
 
 What is drawn means nothing, so that answers are not looked at; sizes, work and memory are those of a trained model. The
-vision tower is CLIP's ViT-B/32. Needs 32 GB under `--folder` meanwhile; all of it goes with the command.
+vision tower is CLIP's ViT-B/32. Needs 28 GB under `--folder` meanwhile; all of it goes with the command.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
         apart(draw, folder, arguments.layers)
         for name, words in commands.items():
             spent = run([sys.executable, "-m", *words], Path(words[2]))
+            shutil.rmtree(folder / "language", ignore_errors=True)  # the merged bundle stands alone
             size = sum(file.stat().st_size for file in Path(words[2]).iterdir())
             print(f"{name}: {spent}, {size / 1e9:.2f} GB written", flush=True)
             amounts = (("peak memory", "MB", spent.peak_bytes / 1e6), ("CPU seconds", "s", spent.cpu_seconds))

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from models.errors import InputError
-from models.sharded import fill
+from models.runs import Run, read_runs
 
 MODEL_STATES, OPTIM_STATES = "*_model_states.pt", "*_optim_states.pt"
 
@@ -64,30 +64,29 @@ def _tag(path: Path) -> Path | None:
 
 
 class Pickle:
-    """One pickle file. `value` is what is in it, its tensors without their numbers; `fill` reads those, as asked."""
+    """One pickle file. `value` is what is in it, its tensors without their numbers; `run` says where those lie.
+
+    They are not compressed and read straight from there: a mapped file's pages would count as memory while the map
+    lives, and copying out of them costs as much as reading.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.value = _load(file)
 
-    def fill(self, into: Tensor, tensor: Tensor, start: int = 0) -> None:
-        """Read the elements of `tensor` from `start` on until `into`, flat and of the same dtype, is full.
-
-        Straight from the file, whose numbers are not compressed: a mapped file's pages would count as memory while
-        the map lives, and copying them costs as much as reading.
-        """
+    def run(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> Run:
+        """Where the elements [start, stop) of a tensor in `value` lie, all of them by default."""
         if not tensor.is_contiguous():
             raise InputError(f"{self.file}: a tensor in it is not contiguous; save the checkpoint with DeepSpeed")
-        offset: int = tensor.untyped_storage()._checkpoint_offset  # type: ignore[attr-defined]
-        with self.file.open("rb", buffering=0) as stream:
-            stream.seek(offset + (tensor.storage_offset() + start) * tensor.element_size())
-            fill(stream, into, self.file)
+        begin = _offset(tensor) + (int(tensor.storage_offset()) + start) * tensor.element_size()
+        num_elements = (tensor.numel() if stop is None else stop) - start
+        return Run(self.file, begin, num_elements * tensor.element_size())
 
-    def read(self, tensor: Tensor) -> Tensor:
-        """All of a tensor, flat."""
-        value = torch.empty(tensor.numel(), dtype=tensor.dtype)
-        self.fill(value, tensor)
-        return value
+
+def _offset(tensor: Tensor) -> int:
+    """Where the storage of a tensor begins in its file, as torch notes it where it loads to no device."""
+    offset: Any = tensor.untyped_storage()._checkpoint_offset
+    return int(offset)
 
 
 def _load(file: Path) -> Any:
@@ -158,34 +157,41 @@ class DeepSpeedCheckpoint:
 
     def read(self, name: str) -> Tensor:
         """One weight: what was trained in fp32, what was frozen as it was."""
+        value = read_runs(self.runs(name), self.dtype(name), self.shape(name))
+        return value.float() if self._is_buffer(name) and value.is_floating_point() else value
+
+    def runs(self, name: str) -> list[Run]:
+        """Where the bytes of one weight lie, in order."""
         name = self.aliases.get(name, name)
-        shape = self._shapes[name]
         if name in self._pieces:
-            return self._trained(name).view(shape)
-        if self.stage == 3 and name in (self._models[0].value.get("frozen_param_fragments") or {}):
-            fragments = [pickled.read(pickled.value["frozen_param_fragments"][name]) for pickled in self._models]
-            return torch.cat(fragments)[: math.prod(shape)].view(shape)
-        return self._from_model(name).view(shape)
+            files, flats = self._optim, [self._state(rank)[self._key] for rank in range(len(self._optim))]
+            runs = [files[at.rank].run(flats[at.rank][at.group], at.start, at.stop) for at in self._pieces[name]]
+        elif self.stage == 3 and name in self._fragments(self._models[0]):
+            runs = [pickled.run(self._fragments(pickled)[name]) for pickled in self._models]
+        else:
+            runs = [self._models[0].run(self._held(name))]
+        return _first_bytes(runs, math.prod(self._shapes[name]) * self.dtype(name).itemsize)
 
-    def _trained(self, name: str) -> Tensor:
-        """A weight's pieces one after another, in memory that is allotted once; the last may end in padding."""
-        value, filled = torch.empty(math.prod(self._shapes[name])), 0
-        for piece in self._pieces[name]:
-            flat = self._state(piece.rank)[self._key][piece.group]
-            if flat.dtype != torch.float32:
-                raise InputError(f"{self._optim[piece.rank].file}: weights of the optimizer in {flat.dtype}, not fp32")
-            into = value[filled : filled + piece.stop - piece.start]
-            self._optim[piece.rank].fill(into, flat, piece.start)
-            filled += len(into)
-        return value
+    def dtype(self, name: str) -> torch.dtype:
+        """What a weight is held in."""
+        name = self.aliases.get(name, name)
+        return torch.float32 if name in self._pieces else self._held(name).dtype
 
-    def _from_model(self, name: str) -> Tensor:
-        pickled = self._models[0]
-        state = pickled.value
-        frozen = state.get("frozen_param_fragments") or {}
-        value = pickled.read(frozen[name] if name in frozen else state["module"][name])
-        is_buffer = self.stage > 0 and name in state["buffer_names"] and value.is_floating_point()
-        return value.float() if is_buffer else value
+    def is_as_held(self, name: str) -> bool:
+        """Whether a weight is the bytes of its runs; buffers in fewer bits become fp32."""
+        return not self._is_buffer(name) or self.dtype(name) == torch.float32
+
+    def _is_buffer(self, name: str) -> bool:
+        return self.stage > 0 and name in self._models[0].value["buffer_names"]
+
+    def _held(self, name: str) -> Tensor:
+        """A weight that was not trained, or of ZeRO-3 the first rank's part of it."""
+        found: Tensor = self._fragments(self._models[0]).get(name, self._models[0].value["module"].get(name))
+        return found
+
+    @staticmethod
+    def _fragments(pickled: Pickle) -> dict[str, Tensor]:
+        return pickled.value.get("frozen_param_fragments") or {}
 
     def _state(self, rank: int) -> dict[str, Any]:
         try:
@@ -213,7 +219,10 @@ class DeepSpeedCheckpoint:
     def _lay_out(self) -> None:
         """Find the pieces of every trained weight; raises InputError where sizes and shapes do not agree."""
         groups = self._models[0].value.get("param_shapes") or []
-        sizes = [[len(flat) for flat in self._state(rank)[self._key]] for rank in range(len(self._optim))]
+        flats = [self._state(rank)[self._key] for rank in range(len(self._optim))]
+        if any(flat.dtype != torch.float32 for each in flats for flat in each):
+            raise InputError(f"{self.directory}: the optimizer's copies are not in fp32; merge it with DeepSpeed")
+        sizes = [[len(flat) for flat in each] for each in flats]
         if self.stage == 3:
             self._lay_out_stage_3({name: shape for group in groups for name, shape in group.items()}, sizes)
             return
@@ -240,7 +249,7 @@ class DeepSpeedCheckpoint:
             self._pieces[name] = [
                 Piece(rank, number, max(offset, low) - low, min(offset + share, high) - low)
                 for rank in range(world_size)
-                for number, (low, high) in enumerate(_runs(sizes[rank]))
+                for number, (low, high) in enumerate(_between(sizes[rank]))
                 if max(offset, low) < min(offset + share, high)
             ]
             offset += share
@@ -263,14 +272,23 @@ class DeepSpeedCheckpoint:
         shared = set(dict(state.get("shared_params") or {}))
         first: dict[tuple[int, int], str] = {}
         for name, value in state["module"].items():
-            place = (value.untyped_storage()._checkpoint_offset, value.storage_offset())
+            place = (_offset(value), int(value.storage_offset()))
             if self.stage == 0 and value.numel() and first.setdefault(place, name) != name:
                 self._shared[name] = first[place]
             elif name not in self._shapes and name not in shared and (value.numel() or name in buffers):
                 self._shapes[name] = tuple(value.shape)
 
 
-def _runs(sizes: list[int]) -> Iterator[tuple[int, int]]:
+def _first_bytes(runs: list[Run], num_bytes: int) -> list[Run]:
+    """The first `num_bytes` of the runs; what is behind them is padding."""
+    found = []
+    for run in runs:
+        found.append(Run(run.file, run.start, min(run.num_bytes, num_bytes)))
+        num_bytes -= found[-1].num_bytes
+    return found
+
+
+def _between(sizes: list[int]) -> Iterator[tuple[int, int]]:
     bounds = [0, *accumulate(sizes)]
     return pairwise(bounds)
 

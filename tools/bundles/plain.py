@@ -22,6 +22,7 @@ from models.source import directory_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from models.sharded import ShardedWriter
     from tools.bundles.deepspeed import DeepSpeedCheckpoint
 
 _ADAPTER = re.compile(r"^(.*)\.lora_([AB])\.[^.]+\.weight$")
@@ -38,24 +39,31 @@ def merge_plain(path: Path, out: Path, *, base: Path | None, lora_alpha: float |
     is_adapted = any(_ADAPTER.match(name) for name in checkpoint.names())
     if is_adapted and (base is None or lora_alpha is None):
         raise InputError(f"{checkpoint.directory}: it holds LoRA adapters; give --base DIR and --lora-alpha ALPHA")
-    tensors = _all(checkpoint) if base is None else _over(checkpoint, directory_of(str(base)), lora_alpha or 0.0)
+    described = {"desc": f"ZeRO-{checkpoint.stage}", "unit": "tensor"}
     num_written = 0
     with new_directory(out) as directory:
         writer = ShardedWriter(directory)
-        for name, value in tqdm(tensors, desc=f"ZeRO-{checkpoint.stage}", unit="tensor"):
-            writer.add(name, value)
-            num_written += 1
+        if base is None:
+            for name in tqdm([name for name in checkpoint.names() if name not in checkpoint.aliases], **described):
+                _copy(checkpoint, name, writer)
+                num_written += 1
+        else:
+            tensors = _over(checkpoint, directory_of(str(base)), lora_alpha or 0.0)
+            for name, value in tqdm(tensors, **described):
+                writer.add(name, value)
+                num_written += 1
         writer.close()
         if base is not None:
             _copy_rest(directory_of(str(base)), directory)
     return f"{out}: {num_written} tensors of {checkpoint.directory}"
 
 
-def _all(checkpoint: DeepSpeedCheckpoint) -> Iterator[tuple[str, Tensor]]:
-    aliases = checkpoint.aliases
-    for name in checkpoint.names():
-        if name not in aliases:
-            yield name, checkpoint.read(name)
+def _copy(checkpoint: DeepSpeedCheckpoint, name: str, writer: ShardedWriter) -> None:
+    """A weight as it is."""
+    if checkpoint.is_as_held(name):
+        writer.copy(name, checkpoint.runs(name), checkpoint.dtype(name), checkpoint.shape(name))
+    else:
+        writer.add(name, checkpoint.read(name))
 
 
 def _over(checkpoint: DeepSpeedCheckpoint, base: Path, alpha: float) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,84 @@
+"""A bundle opens where this project is not: in a fresh environment, and under the names that vLLM loads."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sightline
+from models.sharded import TensorFiles
+from tests.support.paths import REPOSITORY
+from tests.tools.conftest import beside
+
+PAGE = (REPOSITORY / "docs" / "bundle.md").read_text(encoding="utf-8")
+WITHOUT_US = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL) if "sys.argv" in block)
+
+
+def install(python: Path, *packages: str) -> None:
+    """By the outer environment's pip, at the versions that were tested together; nothing is compiled ahead."""
+    words = ["--python", str(python), "install", "--quiet", "--no-compile"]
+    words += ["--constraint", str(REPOSITORY / "constraints.txt"), *packages]
+    subprocess.run([sys.executable, "-m", "pip", *words], check=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_a_fresh_environment_gives_the_same_answers(quickstart_run: Path, tmp_path: Path) -> None:
+    """torch, transformers and pillow for the merged bundle, for NF4 what transformers wants besides."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "fresh")], check=True)
+    python = tmp_path / "fresh" / "bin" / "python"
+    (tmp_path / "open.py").write_text(WITHOUT_US)
+    world = quickstart_run / "world" / "held_out"
+    question = json.loads((world / "questions.json").read_text())["questions"][0]["question"]
+    photo = min((world / "images").iterdir())
+    for bundle, packages in (
+        (quickstart_run / "merged" / "lora", ("torch", "transformers", "pillow")),
+        (quickstart_run / "bundle", ("bitsandbytes", "accelerate")),
+    ):
+        install(python, *packages)
+        command = [str(python), "-I", str(tmp_path / "open.py"), str(bundle), str(photo), question]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.strip() == sightline.load(bundle, device="cpu").chat(photo, question, max_new_tokens=64)
+        assert done.stdout.strip()
+
+
+RENAMED_BY_VLLM = {  # LlavaForConditionalGeneration.hf_to_vllm_mapper of vllm/model_executor/models/llava.py
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "lm_head.": "language_model.lm_head.",
+}
+KNOWN_TO_VLLM = (  # its modules after renaming; q, k, v and gate, up are stacked by their own names in Llama and Qwen2
+    r"language_model\.model\.(embed_tokens|norm)\.weight",
+    r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.(weight|bias)",
+    r"language_model\.model\.layers\.\d+\.(input|post_attention)_layernorm\.weight",
+    r"language_model\.lm_head\.weight",
+    r"vision_tower\.vision_model\.embeddings\.(class_embedding|patch_embedding\.weight|position_embedding\.weight)",
+    r"vision_tower\.vision_model\.(pre_layrnorm|post_layernorm)\.(weight|bias)",
+    r"vision_tower\.vision_model\.encoder\.layers\.\d+\.(layer_norm[12]|self_attn\.(q_proj|k_proj|v_proj|out_proj)"
+    r"|mlp\.fc[12])\.(weight|bias)",
+    r"multi_modal_projector\.linear_[12]\.(weight|bias)",
+)
+
+
+def test_names_are_those_that_vllm_loads(trained: dict[str, Any]) -> None:
+    names = set(TensorFiles(beside(trained, "bundle")))
+    for name in names:
+        old = next((prefix for prefix in RENAMED_BY_VLLM if name.startswith(prefix)), "")
+        renamed = RENAMED_BY_VLLM[old] + name.removeprefix(old) if old else name
+        assert renamed == name, "the classic layout is what its modules are called"
+        assert any(re.fullmatch(pattern, renamed) for pattern in KNOWN_TO_VLLM), name
+    config = json.loads((beside(trained, "bundle") / "config.json").read_text())
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    assert {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight"} <= names
+
+
+def test_nothing_in_a_bundle_can_be_unpickled(trained: dict[str, Any]) -> None:
+    found = {path.suffix for path in beside(trained, "bundle").iterdir()}
+    assert found == {".safetensors", ".json", ".jinja"}
