@@ -1,8 +1,8 @@
 """`python -m tools.preflight.sizing RECIPE --stage S`: memory and hours by number of GPUs and division of the state.
 
-Prints a Markdown table, computed from shapes by preflight's own arithmetic: what a GPU holds at the peak of a step under
-each ds_config, and the hours of the stage. Owns the table only. Samples are not looked at: each counts as `max_length`
-tokens, so hours are an upper bound.
+Prints a Markdown table, computed from shapes by preflight's own arithmetic: what a GPU holds at the peak of a step
+under each ds_config, and the hours of the stage. Owns the table only. Samples are not looked at: each counts as
+`max_length` tokens, so hours are an upper bound.
 """
 
 from __future__ import annotations
