@@ -139,7 +139,7 @@ def _vision(shape: VisionShape, tiles: float, learns: bool) -> PartFlops:
 def _projector(shape: ProjectorShape, features: float, learns: bool, vision_learns: bool) -> PartFlops:
     """The first matrix's input needs a gradient only where the vision encoder learns."""
     forward = 2 * features * shape.weights
-    first = 2 * features * shape.linears[0].weights
+    first = 2 * features * shape.linears[0].weights * shape.linears[0].per_token
     if vision_learns:
         return PartFlops(forward, forward, forward if learns else 0.0)
     return PartFlops(forward, forward - first, forward) if learns else PartFlops(forward)

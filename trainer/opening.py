@@ -99,7 +99,7 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
         device=device,
         text=facts.text,
         tokenizer=facts.tokenizer,
-        shape=_shape(recipe),
+        shape=_shape(recipe) if config.objective.reader == "language" else None,
         groups=groups,
         engine=engine,
         stream=stream,

@@ -13,10 +13,12 @@ from models.config import (
     DecoderLanguage,
     LanguageConfig,
     LinearProjector,
-    MlpProjector,
     ModelConfig,
     OpenClipVision,
+    PerceiverProjector,
+    PixelShuffleProjector,
     ProjectorConfig,
+    QFormerProjector,
     VisionConfig,
 )
 from models.errors import InputError
@@ -59,6 +61,8 @@ class Linear:
     name: str
     inputs: int
     outputs: int
+    per_token: float = 1.0
+    """Rows that pass it for each image token, of a projector that makes fewer tokens than it gets features."""
 
     @property
     def weights(self) -> int:
@@ -68,14 +72,14 @@ class Linear:
 
 @dataclass(frozen=True)
 class ProjectorShape:
-    """Matrices that every feature passes, in order."""
+    """Matrices of a projector, in order; attention itself is left out, which with few queries is little beside them."""
 
     linears: tuple[Linear, ...]
 
     @property
-    def weights(self) -> int:
-        """Matrix elements that a feature meets."""
-        return sum(linear.weights for linear in self.linears)
+    def weights(self) -> float:
+        """Matrix elements that rows meet for one image token."""
+        return sum(linear.weights * linear.per_token for linear in self.linears)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,10 @@ class ModelShape:
 
 def read_shape(model: ModelConfig) -> ModelShape:
     """`model_shape` with each part's config.json read from where its weights lie."""
-    return model_shape(model, _vision_facts(model.vision), _language_facts(model.language))
+    text = None
+    if isinstance(model.projector, QFormerProjector):
+        text = read_json(directory_of(model.projector.path), "config.json")
+    return model_shape(model, _vision_facts(model.vision), _language_facts(model.language), text)
 
 
 def _vision_facts(config: VisionConfig) -> dict[str, Any]:
@@ -126,8 +133,10 @@ def _language_facts(config: LanguageConfig) -> dict[str, Any]:
     return decoder_facts(config, int(facts["vocab_size"])) if isinstance(config, DecoderLanguage) else facts
 
 
-def model_shape(model: ModelConfig, vision: Mapping[str, Any], language: Mapping[str, Any]) -> ModelShape:
-    """The shapes of `model`; `vision` and `language` are the two parts' config.json.
+def model_shape(
+    model: ModelConfig, vision: Mapping[str, Any], language: Mapping[str, Any], text: Mapping[str, Any] | None = None
+) -> ModelShape:
+    """The shapes of `model`; `vision` and `language` are the two parts' config.json, `text` a Q-Former's.
 
     Raises:
         InputError: a part whose shapes are not known here, or a config.json that lacks a field.
@@ -138,7 +147,8 @@ def model_shape(model: ModelConfig, vision: Mapping[str, Any], language: Mapping
     except KeyError as error:
         raise InputError(f"a config.json lacks {error.args[0]!r}: is it that of a model of this kind?") from None
     features = seen.num_patches + (seen.num_leading_tokens if model.vision.keep_cls else 0)
-    return ModelShape(seen, projector_shape(model.projector, seen.width, spoken.width), spoken, features)
+    projector = projector_shape(model.projector, seen.width, spoken.width, features, text)
+    return ModelShape(seen, projector, spoken, model.projector.num_tokens(features))
 
 
 def vision_shape(model: ModelConfig, facts: Mapping[str, Any]) -> VisionShape:
@@ -154,14 +164,52 @@ def vision_shape(model: ModelConfig, facts: Mapping[str, Any]) -> VisionShape:
     return VisionShape(width, inner, needed, patches, leading, 3 * int(facts["patch_size"]) ** 2)
 
 
-def projector_shape(config: ProjectorConfig, vision_width: int, language_width: int) -> ProjectorShape:
-    """Of a linear or MLP projector."""
-    first = Linear("linear_1", vision_width, language_width)
+def projector_shape(
+    config: ProjectorConfig,
+    vision_width: int,
+    language_width: int,
+    num_features: int,
+    text: Mapping[str, Any] | None = None,
+) -> ProjectorShape:
+    """The matrices of a projector that gets `num_features` of a tile."""
+    first, second = Linear("linear_1", vision_width, language_width), Linear("linear_2", language_width, language_width)
+    features = num_features / config.num_tokens(num_features)
     if isinstance(config, LinearProjector):
         return ProjectorShape((first,))
-    if isinstance(config, MlpProjector):
-        return ProjectorShape((first, Linear("linear_2", language_width, language_width)))
-    raise InputError(f"model.projector.kind: the cost of {config.kind} is not computed from its shapes yet")
+    if isinstance(config, PixelShuffleProjector):
+        return ProjectorShape((Linear("linear_1", config.factor**2 * vision_width, language_width), second))
+    if isinstance(config, PerceiverProjector):
+        layer = (
+            *_attention(vision_width, vision_width, 1 + features),
+            Linear("up", vision_width, 4 * vision_width),
+            Linear("down", 4 * vision_width, vision_width),
+        )
+        return ProjectorShape((*layer * config.num_layers, Linear("output", vision_width, language_width)))
+    if isinstance(config, QFormerProjector):
+        assert text is not None, "a Q-Former's shape is its text encoder's"
+        return _qformer(config, vision_width, language_width, features, text)
+    return ProjectorShape((first, second))
+
+
+def _qformer(
+    config: QFormerProjector, vision_width: int, language_width: int, features: float, text: Mapping[str, Any]
+) -> ProjectorShape:
+    """Its way from a picture to image tokens; the text side is not on it."""
+    width, inner = int(text["dim"]), int(text["hidden_dim"])
+    linears: list[Linear] = []
+    for number in range(int(text["n_layers"])):
+        linears += _attention(width, width, 1.0)
+        if number % config.cross_attention_every == 0:
+            linears += _attention(width, vision_width, features)
+        linears += [Linear("up", width, inner), Linear("down", inner, width)]
+    adapter = (Linear("linear_1", width, language_width), Linear("linear_2", language_width, language_width))
+    return ProjectorShape((*linears, *adapter))
+
+
+def _attention(width: int, source_width: int, sources: float) -> tuple[Linear, ...]:
+    """`sources` positions are looked at for each that looks."""
+    keys = tuple(Linear(name, source_width, width, sources) for name in ("key", "value"))
+    return (*keys, Linear("query", width, width), Linear("output", width, width))
 
 
 def language_shape(facts: Mapping[str, Any]) -> LanguageShape:

@@ -61,11 +61,11 @@ def _unfreeze(module: nn.Module, part: str, tuning: Full) -> None:
     """Let the part's weights learn but for those in modules that stay frozen; every name given must be one of it."""
     names = [name for name, _ in module.named_parameters()]
     for chosen in (*tuning.frozen, *tuning.learning_rates):
-        if not any(_is_inside(f"{part}.{name}", part, chosen) for name in names):
+        if not any(is_inside(f"{part}.{name}", part, chosen) for name in names):
             inner = ", ".join(sorted({name.partition(".")[0] for name in names}))
             raise InputError(f"tune.{part}: {chosen} names no module of it; its outermost ones are {inner}")
     for name, value in module.named_parameters():
-        value.requires_grad_(not any(_is_inside(f"{part}.{name}", part, kept) for kept in tuning.frozen))
+        value.requires_grad_(not any(is_inside(f"{part}.{name}", part, kept) for kept in tuning.frozen))
 
 
 def _freeze_unreached(vlm: VLM) -> None:
@@ -102,7 +102,7 @@ def _groups(part: str, learning: list[tuple[str, nn.Parameter]], tuning: Full | 
     own_rates = tuning.learning_rates if isinstance(tuning, Full) else {}
     members: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, value in learning:
-        rate = next((own for module, own in own_rates.items() if _is_inside(name, part, module)), tuning.learning_rate)
+        rate = next((own for module, own in own_rates.items() if is_inside(name, part, module)), tuning.learning_rate)
         decay = tuning.weight_decay if value.ndim > 1 else 0.0
         members.setdefault((rate, decay), []).append((name, value))
     groups = []
@@ -112,6 +112,6 @@ def _groups(part: str, learning: list[tuple[str, nn.Parameter]], tuning: Full | 
     return groups
 
 
-def _is_inside(name: str, part: str, module: str) -> bool:
+def is_inside(name: str, part: str, module: str) -> bool:
     """Whether a parameter lies in `module` of its part; the module may stand at any depth (`cross_attention`)."""
     return f".{module}." in f".{name.removeprefix(part + '.')}."

@@ -44,6 +44,15 @@ KNOWN: dict[str, dict[str, Any]] = {
     "openai/clip-vit-base-patch32": {**_BASE, "model_type": "clip_vision_model", "image_size": 224, "patch_size": 32},
     "google/vit-base-patch16-224": {**_BASE, "model_type": "vit", "image_size": 224, "patch_size": 16},
     "google/vit-base-patch32-384": {**_BASE, "model_type": "vit", "image_size": 384, "patch_size": 32},
+    "distilbert/distilbert-base-uncased": {
+        "model_type": "distilbert",
+        "dim": 768,
+        "hidden_dim": 3072,
+        "n_layers": 6,
+        "n_heads": 12,
+        "vocab_size": 30522,
+        "max_position_embeddings": 512,
+    },
     "lmsys/vicuna-7b-v1.5": {
         "model_type": "llama",
         "hidden_size": 4096,
@@ -119,6 +128,13 @@ def find_part(path: str) -> PartFacts:
     raise InputError(f"{path}: no such directory, not in the hub's cache, and its shapes are not known here")
 
 
+def text_facts(model: ModelConfig) -> dict[str, Any] | None:
+    """The config.json of the text encoder that a Q-Former starts from; None for other projectors."""
+    from models.config import QFormerProjector
+
+    return find_part(model.projector.path).config if isinstance(model.projector, QFormerProjector) else None
+
+
 def find_part_of(config: VisionConfig | LanguageConfig) -> PartFacts:
     """The configuration of a part of a recipe; of a new decoder, whose directory is its tokenizer's."""
     from models.config import DecoderLanguage, OpenClipVision
@@ -163,7 +179,8 @@ def count_parts(
         seen = _vision_module(model, dict(vision))
         decoder = AutoModelForCausalLM.from_config(_config(dict(language)))
         width = decoder.config.hidden_size
-        projector = with_newline(build_projector(model.projector, seen.config.hidden_size, width), model.image, width)
+        projector = build_projector(model.projector, seen.config.hidden_size, width, text_facts=text_facts(model))
+        projector = with_newline(projector, model.image, width)
         future = build_future(model.future, decoder.config) if model.future is not None else None
     return {
         "vision": _count(seen, plan.vision),
@@ -199,7 +216,14 @@ def _count(module: nn.Module, tuning: Frozen | Full | Lora) -> PartCount:
         name: each for name, each in module.named_modules() if isinstance(each, nn.Linear) and "lm_head" not in name
     }
     if isinstance(tuning, Full):
-        return PartCount(0, total)
+        from trainer.tuning import is_inside
+
+        kept = [
+            value.numel()
+            for name, value in module.named_parameters()
+            if any(is_inside(f"part.{name}", "part", chosen) for chosen in tuning.frozen)
+        ]
+        return PartCount(sum(kept), total - sum(kept))
     quantizable = sum(each.weight.numel() for each in linears.values())
     if not isinstance(tuning, Lora):
         return PartCount(total, 0, quantizable)

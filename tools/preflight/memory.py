@@ -111,7 +111,7 @@ def activations(shape: ModelShape, stage: StageConfig, batch: Counts, element: i
     if not isinstance(plan.vision, Frozen):
         kept += vision_bytes(shape.vision, batch.tiles, element)
     if not isinstance(plan.projector, Frozen) or below:
-        widths = [linear.inputs for linear in shape.projector.linears]
+        widths = [linear.inputs * linear.per_token for linear in shape.projector.linears]
         kept += features * element * (sum(widths) + sum(widths[1:]))
     if not below and isinstance(plan.language, Frozen):
         return kept

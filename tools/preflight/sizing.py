@@ -101,13 +101,13 @@ class Sizes:
 
 def open_sizes(recipe: Recipe, name: str) -> Sizes:
     """The stage's shapes, from each part's config.json or what is known of it."""
-    from tools.preflight.geometry import count_parts, find_part_of
+    from tools.preflight.geometry import count_parts, find_part_of, text_facts
     from tools.preflight.stage import assumed_lengths
     from trainer.shapes import model_shape
 
     stage, model = recipe.stage(name), recipe.model
     vision, language = (find_part_of(part).config for part in (model.vision, model.language))
-    shape = model_shape(model, vision, language)
+    shape = model_shape(model, vision, language, text_facts(model))
     counts = count_parts(model, vision, language, stage.tune)
     return Sizes(stage, shape, counts, assumed_lengths(recipe, name, shape), getattr(model.language, "load", "full"))
 

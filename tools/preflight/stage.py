@@ -22,12 +22,13 @@ from tools.preflight.data import (
     open_sources,
     row_counts,
 )
-from tools.preflight.geometry import PartCount, PartFacts, count_parts, find_part_of
+from tools.preflight.geometry import PartCount, PartFacts, count_parts, find_part_of, text_facts
 from tools.preflight.memory import estimate, read_settings
 from tools.preflight.report import Report, gigabytes, millions
 from trainer.config import StageConfig
 from trainer.flops import Counts, needed_flops, peak_flops
 from trainer.held_out import HeldOut
+from trainer.image_text import check_pool
 from trainer.recipe import Recipe
 from trainer.shapes import ModelShape, model_shape, tiles_of
 from trainer.streams import stream_seed
@@ -71,7 +72,7 @@ class StageCheck:
             return
         try:
             vision, language = (part.config for part in parts)
-            shape = model_shape(self._recipe.model, vision, language)
+            shape = model_shape(self._recipe.model, vision, language, text_facts(self._recipe.model))
             counts = count_parts(self._recipe.model, vision, language, self._stage.tune)
         except InputError as error:
             self._report.leave_out(f"{self._name}: parameters, memory and hours: {error}")
@@ -81,6 +82,10 @@ class StageCheck:
         lengths = None
         if facts is not None and num_samples is not None:
             lengths = self._look_at_data(facts, shape, counts)
+        if self._stage.objective.reader != "language":
+            self._report.leave_out(f"{self._name}: memory and hours of a stage without a language model")
+            self._check_disk(counts)
+            return
         lengths = lengths or assumed_lengths(self._recipe, self._name, shape)
         self._check_memory(shape, counts, lengths)
         self._check_disk(counts)
@@ -102,6 +107,14 @@ class StageCheck:
         rows = [("part", "frozen", "learns")]
         rows += [(part, millions(count.frozen), millions(count.trained)) for part, count in counts.items()]
         self._report.table(rows)
+        trained = sum(count.trained for count in counts.values())
+        total = trained + sum(count.frozen for count in counts.values())
+        self._report.fact(f"learns: {millions(trained)} of {millions(total)} parameters, {trained / total:.2%}")
+        if getattr(self._recipe.model.language, "load", "full") == "nf4":
+            stored = total - counts["language"].quantizable // 2
+            self._report.fact(
+                f"in 4 bits two parameters share an element: {trained / stored:.2%} of {millions(stored)} elements"
+            )
 
     def _facts(self, parts: tuple[PartFacts, PartFacts]) -> Facts | None:
         """Tokenizer and specs, where both parts' files lie here; what validation would read is looked at too."""
@@ -111,7 +124,8 @@ class StageCheck:
                 open_sources(self._stage.validation.data, f"{self._name}.validation", self._report)
             return None
         try:
-            facts = read_facts(self._recipe.model, self._stage.data.max_length)
+            check_pool(self._stage, self._machine.num_gpus, f"stages.{self._name}")
+            facts = read_facts(self._recipe.model, self._stage.data.max_length, self._stage.objective.reader)
         except InputError as error:
             self._report.fault(f"{self._name}: {error}")
             return None
