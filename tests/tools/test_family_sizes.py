@@ -29,7 +29,7 @@ def preflight(recipe: str, stage: str, *overrides: str) -> int:
         # "~583M (495M trainable)"
         ("qwen05b_clip_mlp", "full", [], ["495,525,504 (495.5M) of 582,981,504 (583.0M)"]),
         # the two linear layers of LLaVA-1.5's projector; its adapters with rank 128 on every linear layer
-        ("llava15_vicuna7b", "lora", [], ["projector                 0 (0.0M)   20,979,712 (21.0M)"]),
+        ("llava15_vicuna7b", "lora", [], ["20,979,712 (21.0M)"]),
         # 32 queries over six layers of DistilBERT; without adapter, matching and captioning heads
         ("smollm_vit_qformer", "contrast", [], ["109,311,489 (109.3M)"]),
     ],
