@@ -26,7 +26,7 @@ demo: $(READY)
 	$(BIN)/sightline demo runs/quickstart/bundle --examples runs/quickstart/world/held_out/images
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -q -m "not slow"

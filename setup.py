@@ -46,6 +46,7 @@ setup(
         "dev": [
             "pytest>=9.0",
             "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "ruff>=0.15",
             "mypy>=2.0",

@@ -234,6 +234,10 @@ class Engine:
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's slices of everything that learns; over all ranks each element comes exactly once."""
+        return self._held() if self._zero_stage > 0 or self._ranks.is_first else iter(())
+
+    def _held(self) -> Iterator[Fragment]:
+        """What this rank has in memory: under ZeRO-0 everything, on every rank."""
         for parameter in self._parameters:
             fragment = self._fragment(parameter, self._names[id(parameter)])
             if fragment is not None:
@@ -252,7 +256,7 @@ class Engine:
                 "step": torch.tensor(float(num_updates)),
                 **{kind: torch.zeros_like(flat) for kind in MOMENTS},
             }
-        for fragment in self.fragments():
+        for fragment in self._held():
             for kind, moment in fragment.moments.items():
                 moment.copy_(read(kind, fragment.name, fragment.start, moment.numel()).view_as(moment))
 
@@ -310,8 +314,6 @@ class Engine:
 
     def _fragment(self, parameter: Any, name: str) -> Fragment | None:
         if self._zero_stage == 0:
-            if not self._ranks.is_first:
-                return None
             weight = parameter.data.view(-1)
             return Fragment(name, tuple(parameter.shape), 0, weight, self._moments(parameter, 0, weight.numel()))
         place = self._place(parameter)

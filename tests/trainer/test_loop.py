@@ -134,7 +134,9 @@ def runs(recipe: dict[str, Any]) -> dict[str, Any]:
         "full": (vary(recipe, "full", "align"), "align", {"change": (fill_disk, (4,))}),
         "dora": (vary(recipe, "dora", "lora", **lora), "lora", {}),
     }  # fmt: skip
-    elastic = vary(recipe, "elastic", "align")
+    elastic, elastic_1, elastic_2 = (
+        vary(recipe, "elastic", "align", engine__zero=zero) for zero in ("zero3", "zero0", "zero1")
+    )
     two: dict[str, Job] = {
         "looked_zero3": (looked_into(recipe, "looked_zero3", engine__zero="zero3"), "align", {}),
         "mixed_2": (vary(mixed, "mixed_2", "align"), "align", {}),
@@ -149,9 +151,9 @@ def runs(recipe: dict[str, Any]) -> dict[str, Any]:
     run_on_ranks(2, train_all, list(two.values()))
     again = [(recipe, 4), (two["mixed_zero3"][0], 1)]
     deaf: Job = (vary(recipe, "deaf", "align"), "align", {"change": (deafen, ("projector.linear_1.weight",))})
-    jobs = [*one.values(), (elastic, "align", {"stop_after": 4})]
+    jobs = [*one.values(), (elastic_1, "align", {"stop_after": 4})]
     (found,) = run_on_ranks(1, train_and_replay, jobs, again, deaf)
-    run_on_ranks(2, train_all, [(elastic, "align", {}), (*two["stopped"][:2], {})])
+    run_on_ranks(2, train_all, [(elastic_2, "align", {}), (*two["stopped"][:2], {})])
     return {name: job[0] for name, job in {**one, **two}.items()} | found
 
 
@@ -245,6 +247,7 @@ def test_a_signal_on_one_rank_stops_all_at_one_step(runs: dict[str, dict[str, An
 
 
 def test_two_ranks_then_one_then_two_is_one_throughout(runs: dict[str, dict[str, Any]]) -> None:
+    """And ZeRO-3, then 0, then 1."""
     assert losses(runs["elastic"], "align") == pytest.approx(losses(runs["plain"], "align"), rel=1e-5)
     same_weights(runs["elastic"], runs["plain"], "align", rtol=2e-4, atol=2e-5)
     account = audit(stage_of(runs["elastic"]))
