@@ -1,4 +1,5 @@
 # make quickstart   the whole chain on a small world that it draws itself (no GPU, under 15 minutes on 2 cores)
+# make families     every family's tiny twin, trained, bundled and scored; a report with pictures
 # make test         every test this machine can run
 # make checks       format, lint, types, import contracts
 
@@ -16,11 +17,14 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart demo test test-fast checks format bench-data bench-checkpoint bench-merge bench-large bench-decode chaos open-clip clean
+.PHONY: quickstart families demo test test-fast checks format bench-data bench-checkpoint bench-merge bench-large bench-decode chaos open-clip clean
 
 quickstart: $(READY)
 	@find $(TORCH_EXTENSIONS_DIR) -name lock -delete 2>/dev/null || true
 	$(BIN)/python -m tools.quickstart
+
+families: $(READY)
+	$(BIN)/python -m tools.families
 
 demo: $(READY)
 	$(BIN)/sightline demo runs/quickstart/bundle --examples runs/quickstart/world/held_out/images
