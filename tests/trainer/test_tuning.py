@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.build import build_vlm, read_facts
+from models.errors import InputError
 from models.vlm import VLM
 from tests.support.backbones import tiny_recipe
 from trainer.config import Frozen, Full, Lora, TuningPlan
@@ -66,3 +67,24 @@ def test_rates_and_decay_by_part_and_by_module(recipe: Recipe) -> None:
 
 def test_a_plan_in_which_nothing_learns_gives_no_groups(recipe: Recipe) -> None:
     assert apply_plan(model(recipe), TuningPlan(vision=Frozen()), seed=0) == []
+
+
+def test_named_modules_stay_frozen_and_a_wrong_name_is_told(recipe: Recipe) -> None:
+    vlm = model(recipe)
+    (group,) = apply_plan(vlm, TuningPlan(projector=Full(learning_rate=1e-3, frozen=("linear_1",))), seed=0)[:1]
+    learning = {name for name, value in vlm.named_parameters() if value.requires_grad}
+    assert learning == {"projector.linear_2.weight", "projector.linear_2.bias"}
+    assert set(group.names) == learning
+    with pytest.raises(InputError, match=r"tune\.projector: linear_9 names no module of it; .* linear_1, linear_2"):
+        apply_plan(vlm, TuningPlan(projector=Full(learning_rate=1e-3, learning_rates={"linear_9": 1e-4})), seed=0)
+
+
+def test_a_vision_encoder_learns_as_far_as_its_features_reach(recipe: Recipe) -> None:
+    """Two layers, of which the first one's states are the features."""
+    vlm = model(recipe)
+    apply_plan(vlm, TuningPlan(vision=Full(learning_rate=1e-5)), seed=0)
+    learning = {name for name, value in vlm.vision.named_parameters() if value.requires_grad}
+    assert any(".layers.0." in name for name in learning)
+    assert any("patch_embedding" in name for name in learning)
+    assert not any(".layers.1." in name or "post_layernorm" in name for name in learning)
+    assert all(value.grad is None for value in vlm.vision.parameters())
