@@ -21,6 +21,7 @@ if __name__ == "__main__" and Path(sys.path[0]).resolve() == Path(__file__).reso
 
 from models.errors import EXIT_INPUT_ERROR, InputError, run_cli
 from trainer.interrupt import EXIT_REQUEUE, Interrupt
+from trainer.printing import be_patient
 from trainer.ranks import Ranks, from_environment
 from trainer.recipe import Recipe, load_recipe
 
@@ -52,6 +53,7 @@ def _run_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt) ->
     """How it ended: "finished" or "stopped". A collective that a lost rank broke ends the process with a name."""
     from trainer.loop import fit
     from trainer.opening import open_stage
+    from trainer.watch import leave_at_start
     from trainer.weights import finished_checkpoint
 
     done = finished_checkpoint(Path(recipe.run), name)
@@ -59,15 +61,18 @@ def _run_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt) ->
         if ranks.is_first:
             print(f"{recipe.name}/{name}: finished already; {done}", flush=True)
         return "finished"
-    stage = open_stage(recipe, name, ranks, interrupt)
+    stage = None
     try:
+        stage = open_stage(recipe, name, ranks, interrupt)
         ending = fit(stage)
     except RuntimeError as error:
-        if ranks.world_size > 1 and "onnection" in str(error):
+        if ranks.world_size == 1 or "onnection" not in str(error):
+            raise
+        if stage is not None:
             stage.watch.leave_for_lost_rank(str(error))
-        raise
+        leave_at_start(ranks, str(error))
     finally:
-        if stage.lock is not None:
+        if stage is not None and stage.lock is not None:
             stage.lock.release()
     stage.close()
     return ending
@@ -112,4 +117,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    be_patient()
     raise SystemExit(run_cli(quiet_followers(main)))

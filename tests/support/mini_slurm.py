@@ -73,12 +73,10 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 Preempt
 """
 
 
-def why_no_slurm() -> tuple[str, bool]:
-    """Why no cluster can run here ("" where it can), and whether installing something would mend that."""
+def why_no_slurm() -> str:
+    """Why no cluster can run here, or ""."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    if missing:
-        return f"{', '.join(missing)} not here: apt-get install slurm-wlm munge", True
-    return why_no_machines(), False
+    return f"{', '.join(missing)} not here: apt-get install slurm-wlm munge" if missing else why_no_machines()
 
 
 class MiniSlurm:
@@ -231,7 +229,7 @@ class MiniSlurm:
         wait_until(f"job {number} is queued again", is_queued, 60, 0.1)
         # A node refuses a job in the second in which it ended it: "job credential revoked".
         self.ask("scontrol", "update", f"JobId={number}", "StartTime=now+2")
-        self.wait_for(number, "RUNNING")
+        self.wait_for(number, "RUNNING", "COMPLETED", "FAILED")
 
     def processes(self) -> dict[str, list[str]]:
         """What runs on each node that is up, but for Slurm's daemon."""
