@@ -69,15 +69,15 @@ look_back() {
 
 # What the ranks find in their environment.
 set_environment() {
-    local end cache
+    local end
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + restart) % 20000)) # the last start's may not be free yet
     export MASTER_ADDR MASTER_PORT
     end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)
     if end=$(date -d "$end" +%s 2>/dev/null); then export SIGHTLINE_END_TIME="$end"; fi
     # A build that was killed leaves a lock on which the next one hangs for ever: a cache for each start.
-    cache=${SIGHTLINE_CACHE:-/tmp}/sightline-$SLURM_JOB_ID-$restart
-    export TORCH_EXTENSIONS_DIR="$cache/torch" TRITON_CACHE_DIR="$cache/triton"
+    export SIGHTLINE_BUILDS="${SIGHTLINE_CACHE:-/tmp}/sightline-$SLURM_JOB_ID-$restart"
+    export TORCH_EXTENSIONS_DIR="$SIGHTLINE_BUILDS/torch" TRITON_CACHE_DIR="$SIGHTLINE_BUILDS/triton"
     if [ -n "${SIGHTLINE_INTERFACE:-}" ]; then
         export NCCL_SOCKET_IFNAME="$SIGHTLINE_INTERFACE" GLOO_SOCKET_IFNAME="$SIGHTLINE_INTERFACE"
     fi
@@ -114,6 +114,7 @@ task() {
     echo "--- job $SLURM_JOB_ID, restart $restart, rank $SLURM_PROCID on $SLURMD_NODENAME, $(date +%FT%T)" || true
     "$@" || code=$?
     echo "$code" >> "$here/../ended/$restart/$SLURMD_NODENAME" || true
+    if [ "$SLURM_LOCALID" = 0 ]; then rm -rf "${SIGHTLINE_BUILDS:?}" || true; fi
     exit "$code"
 }
 

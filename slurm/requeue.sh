@@ -7,6 +7,8 @@
 requeue_or_stop() {
     local code=$1 state restarts bad
     if [ "$code" = 0 ]; then code=1; fi # nobody failed, and yet it is not finished: what comes after must not start
+    # A rank that found something to mend says so with 2; the others may have seen no more than that it was gone.
+    if grep -qx 2 "$job/ended/$restart"/* 2>/dev/null; then code=2; fi
     if [ "$code" = 2 ]; then stop "there is something to mend, see $directory/logs/rank_00000.log" 2; fi
     trap '' TERM # a job that is queued again is told to end, and so are commands of this shell; KillWait is enough
     wait_for_slurm || stop "ranks ended with $code, and Slurm does not answer" "$code"
