@@ -96,8 +96,12 @@ class Similarities:
     """Each pair's own column; 0 where it has none."""
 
     @classmethod
-    def of(cls, pictures_NQE: Tensor, texts_NE: Tensor, scale: Tensor, pairs: Pairs) -> Similarities:
-        """The largest similarity over a picture's queries, scaled. A pair that is not finite spoils no other's row."""
+    def of(cls, found: tuple[Tensor, Tensor, Tensor], pairs: Pairs) -> Similarities:
+        """The largest similarity over a picture's queries, scaled. A pair that is not finite spoils no other's row.
+
+        `found` are pictures [N, Q, E], texts [N, E] and the scale.
+        """
+        pictures_NQE, texts_NE, scale = found
         pool = pairs.pool
         all_pictures, all_texts = pool.gather(pictures_NQE), pool.gather(texts_NE)
         is_finite_M = torch.isfinite(all_pictures.detach().flatten(1)).all(1) & torch.isfinite(all_texts.detach()).all(
@@ -158,7 +162,7 @@ class ImageTextLoss:
         if self._losses & {"itc", "itm"}:
             words_NW = qformer.read(pairs.ids_NL, pairs.is_text_NL)[:, 0]
             found = qformer.text.contrast(qformer.see(pairs.features_NPV), words_NW)
-            similarities = Similarities.of(*found, pairs)
+            similarities = Similarities.of(found, pairs)
             is_right_N = similarities.to_texts_NM.argmax(1) == similarities.own_N
             embeddings = Embeddings(*(value.detach() for value in found))
         if "itc" in self._losses:

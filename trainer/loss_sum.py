@@ -25,7 +25,7 @@ class LossSum(NamedTuple):
     loss_sum: Tensor
     num_correct: Tensor
     row_loss_sums_B: Tensor
-    """The loss row by row, detached: a row that is not finite is named by it, and left out by `Batch.keep_rows`."""
+    """The loss row by row, detached: a row that is not finite is named by it, and the step computed without it."""
     embeddings: Embeddings | None = None
 
 

@@ -20,7 +20,7 @@ from models.projectors.qformer import QFormer
 from models.projectors.simple import Linear, Mlp
 from models.source import directory_of, read_json
 
-PROJECTORS: dict[str, Callable[[Any, int, int], nn.Module]] = {
+PROJECTORS: dict[str, Callable[..., nn.Module]] = {
     "linear": Linear,
     "mlp": Mlp,
     "qformer": QFormer,

@@ -125,6 +125,7 @@ class QFormer(nn.Module):
                 parameter.data.copy_(files.read(taken[f"{name}.{key}"]))
 
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             block.start_from(copy, f"transformer.layer.{number}")
         copy(self.query_norm, "embeddings.LayerNorm")
         if self.text is not None:
