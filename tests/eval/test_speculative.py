@@ -77,7 +77,7 @@ def test_every_token_is_the_greedy_one(predictor: Predictor) -> None:
 def test_guesses_are_kept_up_to_the_first_wrong_one(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses that are right but for planted mistakes: every number of kept ones comes up, and is counted."""
     inputs, chance = inputs_of(predictor, 1), random.Random(0)
-    truth = greedy_ids(predictor, inputs, 60)
+    truth = greedy_ids(predictor, inputs, 210)
 
     class Planted:
         def __init__(self, model: Any) -> None:
@@ -94,7 +94,7 @@ def test_guesses_are_kept_up_to_the_first_wrong_one(predictor: Predictor, monkey
     monkeypatch.setattr("eval.speculative._Heads", Planted)
     counts = Speculation()
     steps = write_speculatively(predictor.model, inputs, counts, Worth(clock=None))
-    assert [ids[0] for ids in islice(steps, 50)] == truth[:50]
+    assert [ids[0] for ids in islice(steps, 200)] == truth[:200]
     first, second, third = counts.acceptance
     assert 1 > first > second > third > 0
     assert counts.tokens_per_forward == pytest.approx(1 + sum(counts.num_accepted) / counts.num_forwards)

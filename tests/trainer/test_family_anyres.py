@@ -35,6 +35,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.slow
 def test_the_family_works_end_to_end(recipe: dict[str, Any], tmp_path: Path) -> None:
     train_and_resume(recipe)
     newline = [weights(recipe, stage)["projector.newline.weight"] for stage in ("align", "lora")]

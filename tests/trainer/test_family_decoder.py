@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import torch.nn.functional as F
 from data_pipeline.batch import collate
 from data_pipeline.sample import Draw, Encoded
 from models.build import build_vlm, read_facts
+from models.config import ParallelFuture, SequentialFuture
 from models.spec import IGNORE_INDEX
 from tests.support.backbones import tiny_recipe
 from tests.support.families import answer_and_score, merge_and_open, train_and_resume
 from tests.support.shards import write_set
 from tests.support.training import losses, weights
 from trainer.config import MultiToken
-from trainer.objectives import MultiTokenLoss, future_targets
+from trainer.objectives import MultiTokenLoss, build_objective, future_targets
 from trainer.recipe import Recipe
+from trainer.tuning import apply_plan
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.slow
 def test_the_family_works_end_to_end(recipe: dict[str, Any], tmp_path: Path) -> None:
     train_and_resume(recipe)
     found = losses(recipe, "pretrain")
@@ -66,9 +70,12 @@ def sample(number: int, ids: list[int], labels: list[int]) -> Encoded:
     return Encoded(Draw(0, number), "shard", str(number), np.array(ids), np.array(labels), tiles)
 
 
-def test_heads_are_taught_inside_a_sample_and_its_targets_alone(recipe: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", ["parallel", "sequential"])
+def test_heads_are_taught_inside_a_sample_and_its_targets_alone(recipe: dict[str, Any], kind: str) -> None:
     """A packed row of two samples, the first with two answers: written out by hand, and the loss computed by parts."""
     model = Recipe.model_validate(recipe, strict=False).model
+    future = ParallelFuture(num_tokens=3) if kind == "parallel" else SequentialFuture()
+    model = model.model_copy(update={"future": future})
     facts = read_facts(model, 256)
     no = IGNORE_INDEX
     first = sample(0, [5, 6, 7, 8, 9, 10], [no, 6, 7, no, 9, 10])
@@ -85,7 +92,7 @@ def test_heads_are_taught_inside_a_sample_and_its_targets_alone(recipe: dict[str
         table = vlm.language.get_input_embeddings()(torch.tensor(ids)[None])
         states = vlm.language.model(inputs_embeds=table, use_cache=False).last_hidden_state
         causal = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()[None, None]
-        heads = [states, *vlm.future(states, table, attention_mask=causal)]
+        heads = [states, *vlm.future(states, table.roll(-1, dims=1), attention_mask=causal)]
         for distance, states_1LD in enumerate(heads):
             for place in range(len(ids) - 1 - distance):
                 if labels[place + 1] == no or labels[place + 1 + distance] == no:
@@ -95,3 +102,24 @@ def test_heads_are_taught_inside_a_sample_and_its_targets_alone(recipe: dict[str
                 total = total + times * (0.5 if distance else 1.0) * loss
     torch.testing.assert_close(found.loss_sum, total, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.row_loss_sums_B.sum(), total.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_heads_are_added_to_a_pretrained_language_model_beside_lora(tmp_path: Path) -> None:
+    """The heads and the adapters learn, the base does not; an empty row keeps every rank's weights in the graph."""
+    made = tiny_recipe(tmp_path, tmp_path / "shards")
+    made["model"]["future"] = {"kind": "sequential"}
+    stage = made["stages"]["lora"]
+    stage |= {"init": None, "objective": {"kind": "multi_token", "weight": 0.3}}
+    stage["tune"]["future"] = {"kind": "full", "learning_rate": 1e-3}
+    checked = Recipe.model_validate_json(json.dumps(made))
+    facts = read_facts(checked.model, 256)
+    vlm = build_vlm(checked.model, facts, frozen_dtype=torch.float32, seed=0)
+    groups = apply_plan(vlm, checked.stage("lora").tune, seed=0)
+    learning = {name for group in groups for name in group.names}
+    assert any(name.startswith("future.") for name in learning)
+    batch = collate([(sample(0, [5, 6, 7, 8], [IGNORE_INDEX, 6, 7, 8]),), ()], facts.text)
+    for rows in (batch, collate([()], facts.text)):
+        build_objective(checked.stage("lora").objective)(vlm, rows).loss_sum.backward()
+        for name, value in vlm.named_parameters():
+            assert (value.grad is not None) == (name in learning), name
+            value.grad = None
