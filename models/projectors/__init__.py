@@ -3,7 +3,7 @@
     features_TPV -> projected_TID
 
 T tiles, P features a tile, V the encoder's width, I image tokens a tile (P, or fewer), D the language model's width.
-How many tokens a projector makes of a tile is said by its configuration (`num_tokens`), which the data pipeline goes by.
+How many tokens a projector makes of a tile its configuration says (`num_tokens`), which the data pipeline goes by.
 """
 
 from __future__ import annotations
