@@ -33,7 +33,7 @@ WORDS = shlex.join(
         "stages.align.batch={global_rows: 4, micro_rows: 2}",
         "stages.align.checkpoint={every_steps: 2, keep: 2}",
         "stages.align.guard.rank_timeout_s=300",
-        "stages.lora.duration={unit: steps, count: 3}",
+        "stages.lora.duration={unit: steps, count: 40}",
         "stages.lora.batch={global_rows: 4, micro_rows: 2}",
         "tracking.log_every_steps=1",
     ]
@@ -53,10 +53,26 @@ def chain(checkout: Checkout) -> Path:
     assert [name for name, _ in lines] == ["align", "lora", "bundle", "eval"], printed
     jobs = [job for _, job in lines]
     assert checkout.cluster.job(jobs[3])["Dependency"].startswith(f"afterok:{jobs[2]}")
+    _stop_once(checkout, jobs[1])
     for job in jobs:
         found = checkout.cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", timeout_s=150)
         assert found["JobState"] == "COMPLETED", checkout.log(job)
     return checkout.folder / "runs" / "quickstart"
+
+
+def _stop_once(checkout: Checkout, lora: str) -> None:
+    """The second stage, under deepspeed's launcher, is told that its time is up; what waits for it goes on waiting."""
+    cluster, run = checkout.cluster, checkout.folder / "runs" / "quickstart"
+    cluster.wait_for(lora, "RUNNING", timeout_s=150)
+    wait_until("the second stage trains", lambda: num_lines(run / "lora") > 1, 120)
+    cluster.ask("scancel", "--signal=USR1", lora)
+    cluster.start_now(lora, restarts=1)
+    assert "ranks ended with 75; queues itself again" in checkout.log(lora)
+
+
+def num_lines(stage: Path) -> int:
+    """Global batches in the first rank's ledger, over all starts."""
+    return sum(file.read_bytes().count(b"\n") for file in stage.glob("ledger/attempt_*/rank_00000.jsonl"))
 
 
 def test_the_chain_ends_in_a_bundle_that_answers(chain: Path, cluster: MiniSlurm) -> None:
@@ -94,8 +110,7 @@ class Run:
         self._cluster.wait_for(self.job, "RUNNING")
 
     def steps(self) -> int:
-        """Global batches in the first rank's ledger, over all starts."""
-        return sum(file.read_bytes().count(b"\n") for file in self.stage.glob("ledger/attempt_*/rank_00000.jsonl"))
+        return num_lines(self.stage)
 
     def train(self, steps: int = 3) -> list[str]:
         """Wait until this start has trained so many steps; the job's nodes."""
