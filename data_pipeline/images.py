@@ -57,7 +57,7 @@ def open_picture(source: bytes | Path | str, *, at_least: int | None = None) -> 
 
     Args:
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps so many pixels,
-            which is several times faster and changes pixels by about half a level of 255 on average.
+            which is several times faster and changes pixels; docs/data.md says by how much.
 
     Raises:
         PictureError: not a picture, damaged, cut short, or larger than `MAX_PIXELS`.
@@ -73,13 +73,18 @@ def open_picture(source: bytes | Path | str, *, at_least: int | None = None) -> 
                     picture.draft(None, (at_least, at_least))
                 picture.seek(0)
                 picture.load()
-                return _to_rgb(_upright(picture))
+                return to_rgb(picture)
     except PictureError:
         raise
     except FileNotFoundError:
         raise PictureError(f"no picture at {where}") from None
     except Exception as error:  # decoders raise anything on hostile bytes: struct.error, SyntaxError, ValueError …
         raise PictureError(f"{where} cannot be decoded: {type(error).__name__}: {_one_line(error)}") from None
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A decoded picture, upright and in RGB: what `open_picture` makes of a file."""
+    return _to_rgb(_upright(picture))
 
 
 def _refuse_bomb(picture: Image.Image, where: str) -> None:

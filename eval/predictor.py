@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data_pipeline.images import open_picture
+from data_pipeline.images import open_picture, to_rgb
 from eval.answers import AnswerCache
 from eval.decoding import AnswerStream, AnswerText, Decoding
 from eval.generation import ChatMemory, continue_chat, evaluating, write_beams, write_tokens
@@ -289,5 +289,5 @@ def _device(name: str) -> torch.device:
 
 def _rgb(picture: str | PathLike[str] | bytes | Image.Image) -> Image.Image:
     if isinstance(picture, Image.Image):
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        return to_rgb(picture)
     return open_picture(picture if isinstance(picture, bytes) else Path(picture))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_pipeline.images import open_picture, to_rgb
 from eval.predictor import Decoding, Predictor, Query, Turn
 from models.errors import InputError
 from tests.support.bundles import make_bundle, picture
@@ -199,13 +200,16 @@ def test_a_chat_past_the_models_length_is_refused_and_a_near_one_is_cut(predicto
 
 
 def test_chat_takes_a_path_bytes_or_a_picture(predictor: Predictor, tmp_path: Path) -> None:
+    """With transparency, which a file and a picture in memory must lose in the same way."""
     path = tmp_path / "photo.png"
-    picture("circle").save(path)
+    seen_through = picture("circle").convert("RGBA")
+    seen_through.putalpha(seen_through.convert("L").point(lambda value: 255 - value))
+    seen_through.save(path)
     answers = {
-        predictor.chat(each, "What?", max_new_tokens=8)
-        for each in (path, str(path), path.read_bytes(), picture("circle"))
+        predictor.chat(each, "What?", max_new_tokens=8) for each in (path, str(path), path.read_bytes(), seen_through)
     }
     assert len(answers) == 1
+    assert to_rgb(seen_through).tobytes() == open_picture(path).tobytes() != picture("circle").tobytes()
 
 
 @pytest.mark.parametrize(
