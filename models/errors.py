@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 EXIT_INPUT_ERROR = 2
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A disk that is full or may not be written to is the user's to mend; any other OSError is told in full."""
 
 
 class InputError(Exception):
@@ -17,7 +20,7 @@ class InputError(Exception):
 
 
 def run_cli(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Run a command's `main` and turn an `InputError` into one line on stderr and exit code 2.
+    """Run a command's `main` and turn an `InputError`, or a full disk, into one line on stderr and exit code 2.
 
     `--debug`, anywhere on the line, shows the traceback instead; it is taken out before `main` sees the arguments.
     """
@@ -31,6 +34,11 @@ def run_cli(main: Callable[[list[str]], int], argv: Sequence[str] | None = None)
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+    except OSError as error:
+        if debug or error.errno not in DISK_FAULTS:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}; make room, and start again", file=sys.stderr)
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)

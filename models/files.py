@@ -25,18 +25,32 @@ def sync(path: Path) -> None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write indented JSON under a temporary name beside `file`, then rename; it is on the disk on return."""
+    text = json.dumps(value, indent=1) + "\n"
     temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    sync(temporary)
-    temporary.rename(file)
-    sync(file.parent)
+    with _naming(file):
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.rename(file)
+        sync(file.parent)
 
 
 def write_text(file: Path, text: str) -> None:
     """Write under a temporary name beside `file`, then rename: whole for any reader, but not forced to the disk."""
     temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(file)
+    with _naming(file):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(file)
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """What the disk refuses in the middle of a write comes without the file's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def append_line(file: Path, value: Any) -> None:

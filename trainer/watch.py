@@ -116,6 +116,16 @@ class Watch:
         return signs
 
 
+def leave_at_start(ranks: Ranks, reason: str) -> NoReturn:
+    """A collective failed before the ranks watched each other: end the process; the lost one told why, if it could."""
+    print(
+        f"error: rank {ranks.rank}: another rank ended while the run was starting ({reason.splitlines()[0][:200]}); "
+        "look at what the others printed, then start the same command again",
+        flush=True,
+    )
+    os._exit(EXIT_LOST_RANK)
+
+
 def holdup(signs: list[Sign], world_size: int, interval_s: float) -> str:
     """Who holds a run up: ranks without a sign of life; else those that are behind; else nobody alone.
 
