@@ -77,7 +77,7 @@ def test_overrides_reach_any_depth() -> None:
         ("model.projector.kind=mlpx", ["model.projector.kind", "mlpx", "linear, mlp, qformer"]),
         ("stages.align.batch.global_rows=many", ["stages.align.batch.global_rows", '"many"', "integer"]),
         ("stages.align.batch.global_rows=0", ["stages.align.batch.global_rows", "found 0", "greater than 0"]),
-        ("stages.align.engine.precision=fp16", ["stages.align.engine.precision", "fp16", "bf16", "fp32"]),
+        ("stages.align.engine.precision=fp8", ["stages.align.engine.precision", "fp8", "bf16", "fp32"]),
         ("stages.align.tune.projector.kind=frozen", ["stages.align.tune.projector.learning_rate", "unknown key"]),
         ("stages.align.tune={}", ["every part is frozen"]),
         ("stages.align.init=lora", ["stages.align.init", "lora", "not a stage above it"]),
