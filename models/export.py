@@ -132,7 +132,8 @@ def _config_class(config: ModelConfig) -> tuple[Any, dict[str, Any]]:
 
     from models.registered import SightlineConfig, SightlineNextConfig
 
-    is_anyres, more = isinstance(config.image, AnyResImage), {}
+    is_anyres = isinstance(config.image, AnyResImage)
+    more: dict[str, Any] = {}
     if isinstance(config.image, AnyResImage):
         more["image_grid_pinpoints"] = [list(pinpoint) for pinpoint in config.image.pinpoints]
     is_stock = config.future is None and isinstance(config.language, PretrainedLanguage)

@@ -59,7 +59,7 @@ class ScaledEmbedding(nn.Embedding):
 def writer(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer whose output is added to the residual stream; it differs by its first values alone."""
     linear = nn.Linear(inputs, outputs, bias=False)
-    linear.writes = True
+    vars(linear)["writes"] = True
     return linear
 
 
@@ -195,7 +195,7 @@ class OwnDecoderModel(OwnDecoderBase):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(states_BLD), past_key_values=past_key_values)
 
 
-class OwnDecoderForCausalLM(OwnDecoderBase, GenerationMixin):  # type: ignore[misc]
+class OwnDecoderForCausalLM(OwnDecoderBase, GenerationMixin):
     """The decoder and its head, whose matrix is the embedding's."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers' own

@@ -64,6 +64,7 @@ def greedy_ids(predictor: Predictor, inputs: dict[str, Any], num_tokens: int) ->
     return [ids[0] for ids in islice(steps, num_tokens)]
 
 
+@pytest.mark.slow
 def test_every_token_is_the_greedy_one(predictor: Predictor) -> None:
     """Fifty prompts with each kind of heads, whose guesses are as good as random ones are."""
     counts = Speculation()
