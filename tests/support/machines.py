@@ -70,7 +70,9 @@ class Network:
     def __post_init__(self) -> None:
         self._remove_left_over()
         used = command("ip", "-o", "-4", "addr")
-        self.prefix = next(f"10.231.{n}" for n in range(1, 250) if f" 10.231.{n}.1/" not in used)
+        first = os.getpid() % 249  # two that start at once do not take the same
+        numbers = [(first + n) % 249 + 1 for n in range(249)]
+        self.prefix = next(f"10.231.{n}" for n in numbers if f" 10.231.{n}.1/" not in used)
         command("ip", "link", "add", self.name, "type", "bridge", "forward_delay", "0")
         command("ip", "addr", "add", f"{self.prefix}.1/24", "dev", self.name)
         command("ip", "link", "set", self.name, "up")
