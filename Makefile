@@ -17,7 +17,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart families demo test test-fast checks format bench-data bench-checkpoint bench-merge bench-large bench-decode chaos open-clip clean
+.PHONY: quickstart families demo test test-fast checks format bench-data bench-step bench-gpu bench-checkpoint bench-merge bench-large bench-decode chaos open-clip clean
 
 quickstart: $(READY)
 	@find $(TORCH_EXTENSIONS_DIR) -name lock -delete 2>/dev/null || true
@@ -30,7 +30,7 @@ demo: $(READY)
 	$(BIN)/sightline demo runs/quickstart/bundle --examples runs/quickstart/world/held_out/images
 
 test: $(READY)
-	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -47,6 +47,14 @@ format: $(READY)
 
 bench-data: $(READY)
 	$(BIN)/python -m tools.bench.data
+
+bench-step: $(READY)
+	$(BIN)/python -m tools.bench.step
+
+# make bench-gpu PICTURES=DIR [WHEELS=DIR] [PYTHON=...]   on a machine with a GPU; needs no network and no environment of ours
+bench-gpu:
+	@test -n "$(PICTURES)" || { echo "make bench-gpu PICTURES=DIR: a folder of photos (JPEG or PNG)"; exit 2; }
+	$(PYTHON) -m tools.bench.gpu --pictures $(PICTURES) $(if $(WHEELS),--wheels $(WHEELS)) $(ARGUMENTS)
 
 bench-merge: $(READY)
 	$(BIN)/python -m tools.bench.merge

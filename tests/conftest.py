@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the mac
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,24 +18,30 @@ from tests.support.quickstart import TINY
 from tools.quickstart.runner import Runner
 from tools.quickstart.steps import plan
 
-LONG_FIRST = ("slurm", "quickstart", "test_loop.py", "test_equivalence.py", "test_processes.py", "test_chaos.py")
-"""Groups of tests that several processes begin with, so that none is left alone with a long one at the end."""
+WITH_THE_WORLD = ("tests/slurm/", "tests/tools/test_quickstart.py", "tests/tools/test_opening.py")
+"""Files that share what takes longest to make: `quickstart_world` and the cluster."""
+
+LONG_FIRST = ("test_loop.py", "test_equivalence.py", "test_processes.py", "test_chaos.py")
+"""Files that several processes begin with, so that none is left alone with a long one at the end."""
 
 WORLD_STEPS = ("world", "clip", "language", "shards align", "shards lora")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs a file's tests, all of the cluster's, or all of the quickstart's: they share what they made."""
-    groups = {item: _group(item) for item in items}
-    items.sort(key=lambda item: LONG_FIRST.index(groups[item]) if groups[item] in LONG_FIRST else len(LONG_FIRST))
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Begin with what takes longest."""
+    items.sort(key=lambda item: not (item.nodeid.startswith(WITH_THE_WORLD) or item.path.name in LONG_FIRST))
 
 
-def _group(item: pytest.Item) -> str:
-    if "slurm" in item.keywords:
-        return "slurm"
-    return "quickstart" if "quickstart_world" in getattr(item, "fixturenames", ()) else item.path.name
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process runs all tests of a file, and of the files that share the world."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class BySharing(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "the world" if nodeid.startswith(WITH_THE_WORLD) else nodeid.split("::", maxsplit=1)[0]
+
+    return BySharing(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -118,6 +118,7 @@ def runs(recipe: dict[str, Any]) -> dict[str, Any]:
     mixed["stages"]["align"]["data"]["sources"] = [{"path": str(Path(recipe["run"]).parent / "mixed")}]
     still = {"tune__projector__learning_rate": 1e-12, "duration__count": 30}
     fp16 = {"engine__precision": "fp16"}
+    packed = {"data__packing": {"kind": "pack", "row_tokens": 160, "lookahead": 3}}
     lora = {"init": None, "tune__language__dora": True, "duration__count": 4}
     one: dict[str, Job] = {
         "plain": (recipe, "align", {}),
@@ -130,6 +131,7 @@ def runs(recipe: dict[str, Any]) -> dict[str, Any]:
             "align", {},
         ),
         "mixed_1": (vary(mixed, "mixed_1", "align"), "align", {}),
+        "packed_1": (vary(mixed, "packed_1", "align", **packed), "align", {}),
         "fp16": (vary(recipe, "fp16", "align", **fp16), "align", {}),
         "full": (vary(recipe, "full", "align"), "align", {"change": (fill_disk, (4,))}),
         "dora": (vary(recipe, "dora", "lora", **lora), "lora", {}),
@@ -140,6 +142,9 @@ def runs(recipe: dict[str, Any]) -> dict[str, Any]:
     two: dict[str, Job] = {
         "looked_zero3": (looked_into(recipe, "looked_zero3", engine__zero="zero3"), "align", {}),
         "mixed_2": (vary(mixed, "mixed_2", "align"), "align", {}),
+        "packed_zero3": (
+            vary(mixed, "packed_zero3", "align", engine__zero="zero3", batch__micro_rows=1, **packed), "align", {},
+        ),
         "mixed_zero3": (vary(mixed, "mixed_zero3", "align", engine__zero="zero3"), "align", {}),
         "overflow": (vary(recipe, "overflow", "align", **fp16), "align", {"change": (overflow, (3,))}),
         "stopped": (
@@ -207,10 +212,18 @@ def test_patience_ends_a_stage_whose_best_is_what_it_finishes_with(runs: dict[st
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step_000001", "step_000003"}
 
 
-@pytest.mark.parametrize("name", ["mixed_2", "mixed_zero3"])
-def test_rows_without_pictures_hold_nobody_up(runs: dict[str, dict[str, Any]], name: str) -> None:
-    assert losses(runs[name], "align") == pytest.approx(losses(runs["mixed_1"], "align"), rel=1e-5)
-    same_weights(runs[name], runs["mixed_1"], "align", rtol=2e-4, atol=2e-5)
+@pytest.mark.parametrize(
+    ("name", "alone"), [("mixed_2", "mixed_1"), ("mixed_zero3", "mixed_1"), ("packed_zero3", "packed_1")]
+)
+def test_rows_without_pictures_hold_nobody_up(runs: dict[str, dict[str, Any]], name: str, alone: str) -> None:
+    """Padded and packed: also where one rank has no picture at all."""
+    assert losses(runs[name], "align") == pytest.approx(losses(runs[alone], "align"), rel=1e-5)
+    same_weights(runs[name], runs[alone], "align", rtol=2e-4, atol=2e-5)
+
+
+def test_a_packed_row_holds_several_samples(runs: dict[str, dict[str, Any]]) -> None:
+    lines = [read_lines(stage_of(runs[name]) / "metrics.jsonl") for name in ("mixed_1", "packed_1")]
+    assert lines[1][-1]["samples"] > 1.5 * lines[0][-1]["samples"]
 
 
 def test_fp16_trains_and_an_overflow_costs_no_data(runs: dict[str, dict[str, Any]]) -> None:
