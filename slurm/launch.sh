@@ -22,7 +22,7 @@ run() {
     srun --nodes=1 --ntasks=1 "${SIGHTLINE_SRUN[@]}" "${SIGHTLINE_WRAP[@]}" "$@"
 }
 
-say() { echo "job $SLURM_JOB_ID, restart $restart, $(date +%FT%T): $*"; }
+say() { echo "job $SLURM_JOB_ID, restart $restart, $(date +%FT%T): $*" || true; } # a full disk costs a line
 
 stop() { # REASON CODE: nothing that depends on this job will start
     say "stopped: $1"
