@@ -118,7 +118,7 @@ def runs(recipe: dict[str, Any]) -> dict[str, Any]:
     mixed["stages"]["align"]["data"]["sources"] = [{"path": str(Path(recipe["run"]).parent / "mixed")}]
     still = {"tune__projector__learning_rate": 1e-12, "duration__count": 30}
     fp16 = {"engine__precision": "fp16"}
-    packed = {"data__packing": {"kind": "pack", "row_tokens": 160, "lookahead": 3}}
+    packed = {"data__packing": {"kind": "pack", "row_tokens": 256, "lookahead": 3}}
     lora = {"init": None, "tune__language__dora": True, "duration__count": 4}
     one: dict[str, Job] = {
         "plain": (recipe, "align", {}),
