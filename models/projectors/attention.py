@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-INITIAL_DEVIATION = 0.02
+INITIAL_DEVIATION, ITS_WIDTH = 0.02, 768
+"""BERT's, at BERT's width; at another width new weights are so scaled that what they give is as large."""
 
 
 class Attention(nn.Module):
@@ -23,7 +24,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(source_width, width)
         self.output = nn.Linear(width, width)
         for linear in (self.query, self.key, self.value, self.output):
-            nn.init.normal_(linear.weight, std=INITIAL_DEVIATION)
+            nn.init.normal_(linear.weight, std=INITIAL_DEVIATION * (ITS_WIDTH / linear.in_features) ** 0.5)
             nn.init.zeros_(linear.bias)
 
     def forward(self, asking_BLW: Tensor, source_BSU: Tensor, may_see_BLS: Tensor | None = None) -> Tensor:

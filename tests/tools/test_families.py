@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import sightline
 from models.errors import InputError, run_cli
@@ -17,7 +18,7 @@ from tests.support.paths import REPOSITORY
 from tests.support.qformer import qformer_recipe
 from tests.support.ranks import run_on_ranks
 from tests.support.shards import write_set
-from tests.support.training import train_all
+from tests.support.training import train_all, weights
 from tools.families.__main__ import main as families_main
 from tools.families.report import write_report
 from tools.families.steps import TWINS, Sizes, plan, write_suite
@@ -95,6 +96,19 @@ def test_every_family_is_trained_resumed_merged_asked_and_scored(run: Path) -> N
     page = (run / "report.html").read_text()
     assert page.count("<figure>") == 9
     assert 'alt="similarities"' in page
+
+
+@pytest.mark.slow
+def test_the_contrast_s_weights_start_the_alignment_and_its_text_stays(run: Path) -> None:
+    home = run / "smollm_vit_qformer_tiny"
+    contrast, align = (weights({"run": str(home)}, stage) for stage in ("contrast", "align"))
+    assert set(contrast) == set(align)
+    text = {name for name in contrast if ".text." in name}
+    assert "projector.text.words.weight" in text
+    assert all(torch.equal(contrast[name], align[name]) for name in text)
+    assert all(not torch.equal(contrast[name], align[name]) for name in set(contrast) - text)
+    moved = [float((contrast[name] - align[name]).abs().max()) for name in ("projector.queries.weight",)]
+    assert max(moved) < 0.1  # three steps away, not drawn anew
 
 
 def test_the_plan_makes_shared_things_once_and_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

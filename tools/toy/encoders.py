@@ -38,6 +38,8 @@ class EncoderSize:
     text_width: int = 64
     text_layers: int = 2
     text_heads: int = 4
+    text_deviation: float = 0.1
+    """About 1 / sqrt(text_width), as the language model's: at BERT's 0.02 attention stays flat for long."""
     vocab_size: int = 256
     max_words: int = 48
 
@@ -153,6 +155,7 @@ def make_text_encoder(world: Path, out: Path, seed: int) -> None:
             hidden_dim=3 * size.text_width,
             n_layers=size.text_layers,
             n_heads=size.text_heads,
+            initializer_range=size.text_deviation,
             pad_token_id=tokenizer.pad_token_id,
         )
         DistilBertForMaskedLM(config).save_pretrained(folder)
