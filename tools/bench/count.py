@@ -5,7 +5,7 @@ Owns the two counters: FLOPs by torch's own counter, and the bytes that autograd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,9 +89,35 @@ class _NoModules:
 
 
 def flops_of(run: Callable[[], object]) -> int:
-    """FLOPs of matrix products, convolutions and attention in `run`; attention as if nothing were masked."""
-    counter: Any = FlopCounterMode(display=False)
+    """FLOPs of matrix products, convolutions and attention in `run`.
+
+    Attention on a CPU, which torch's counter leaves out, is counted as its kernel computes it: causally half of the
+    pairs, under a mask all of them, and the scores once more in the backward.
+    """
+    aten = torch.ops.aten
+    kernels = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+    counter: Any = FlopCounterMode(display=False, custom_mapping=kernels)
     counter.mod_tracker = _NoModules()
     with counter:
         run()
     return int(counter.get_total_flops())
+
+
+def _pairs(query: Sequence[int], key: Sequence[int], is_causal: bool) -> int:
+    """Pairs of a query and a key [B, H, L, d] that attention looks at, times the width of a head."""
+    batch, heads, length, width = query
+    seen = length * (length + 1) // 2 if is_causal else length * key[2]
+    return batch * heads * seen * width
+
+
+def _attention(*given: Any, **_: Any) -> int:
+    """Of shapes (query, key, value), dropout, whether causal. Scores and what they weigh: two products."""
+    return 4 * _pairs(given[0], given[1], is_causal=len(given) > 4 and given[4])
+
+
+def _attention_backward(*given: Any, **_: Any) -> int:
+    """The gradient's shape first. The scores again, and gradients of them, values, queries and keys: five products."""
+    return 10 * _pairs(given[1], given[2], is_causal=given[7])

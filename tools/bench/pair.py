@@ -18,14 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.batch import Batch, collate
-from data_pipeline.sample import Draw, Encoded
-from models.config import MlpProjector
+from data_pipeline.config import RowPacking
+from data_pipeline.packing import Packer
+from data_pipeline.sample import Draw, Encoded, Row
+from models.config import MlpProjector, ModelConfig
 from models.projectors import build_projector
 from models.spec import IGNORE_INDEX, CropImage, ImageSpec, TextSpec
 from models.vision import CLIP_MEAN, CLIP_STD, VisionEncoder
 from models.vlm import VLM
 from trainer.config import Full, Lora, NextToken, TuningPlan
+from trainer.flops import Counts, needed_flops
 from trainer.objectives import NextTokenLoss
+from trainer.shapes import model_shape
 from trainer.step import TrainStep
 from trainer.tuning import apply_plan
 
@@ -84,6 +88,17 @@ SHAPES = {
     "vicuna7b": Shape(CLIP_L_336, "llama", VICUNA_7B),
     "qwen05b": Shape(CLIP_L_336, "qwen2", QWEN_05B),
 }
+
+_SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+TINY = {
+    name: Shape(
+        {**_SMALL, "image_size": 48, "patch_size": 12},
+        shape.language_kind,
+        {**shape.language, **_SMALL, "num_key_value_heads": 2, "vocab_size": 160},
+    )
+    for name, shape in SHAPES.items()
+}
+"""The same architectures, small enough for tests."""
 
 
 def plan(tuned: Tuned, rank: int = 16) -> TuningPlan:
@@ -148,14 +163,18 @@ def build_ours(peer: Any, shape: Shape) -> VLM:
 class PeerStep(nn.Module):
     """The peer's step as a module: batch -> the sum of its losses. Rows hold one sample each."""
 
+    mean_C: Tensor
+    std_C: Tensor
+
     def __init__(self, peer: Any, ours: VLM, tuned: Tuned, *, precision: str, recompute: bool, rank: int = 16) -> None:
         super().__init__()
         self.model, self.precision = peer, precision
-        self.normalise = ours.normalise
+        self.register_buffer("mean_C", ours.mean_C, persistent=False)
+        self.register_buffer("std_C", ours.std_C, persistent=False)
         peer.vision, peer.projector = peer.model.vision_tower, peer.model.multi_modal_projector
-        peer.language = peer.model.language_model
+        peer.language, peer.future = peer.model.language_model, None
         self.groups = apply_plan(peer, plan(tuned, rank), seed=1)
-        del peer.vision, peer.projector, peer.language
+        del peer.vision, peer.projector, peer.language, peer.future
         if tuned == "full":
             peer.lm_head.requires_grad_(True)
         peer.train()
@@ -166,11 +185,12 @@ class PeerStep(nn.Module):
         """The sum of the losses; the model's own mean times the number of targets."""
         labels = torch.full_like(batch.targets_BL, IGNORE_INDEX)
         labels[:, 1:] = batch.targets_BL[:, :-1]
+        is_padded = batch.num_tokens < batch.input_ids_BL.numel()  # transformers itself drops a mask of ones
         with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             mean: Tensor = self.model(
                 input_ids=batch.input_ids_BL,
-                attention_mask=(batch.segment_ids_BL != 0).long(),
-                pixel_values=self.normalise(batch.tiles_TSSC),
+                attention_mask=(batch.segment_ids_BL != 0).long() if is_padded else None,
+                pixel_values=VLM.normalise(self, batch.tiles_TSSC),
                 labels=labels,
                 use_cache=False,
             ).loss
@@ -221,13 +241,32 @@ def padded_batches(samples: Sequence[Encoded], shape: Shape, rows: int) -> list[
     return [collate([(sample,) for sample in part], shape.text) for part in parts]
 
 
-def packed_batches(samples: Sequence[Encoded], shape: Shape, row_tokens: int, rows: int) -> list[Batch]:
+def packed_rows(samples: Sequence[Encoded], row_tokens: int, rows: int) -> list[list[Row]]:
     """Rows of up to `row_tokens` tokens as the trainer's packer makes them, `rows` at a time."""
-    from data_pipeline.config import RowPacking
-    from data_pipeline.packing import Packer
-
     waiting = iter(samples)
     packer, packed = Packer(RowPacking(row_tokens=row_tokens)), []
     while row := packer.next_row(lambda: next(waiting, None)):
         packed.append(row)
-    return [collate(packed[start : start + rows], shape.text) for start in range(0, len(packed), rows)]
+    return [packed[start : start + rows] for start in range(0, len(packed), rows)]
+
+
+def packed_batches(samples: Sequence[Encoded], shape: Shape, row_tokens: int, rows: int) -> list[Batch]:
+    """`packed_rows` as micro-batches."""
+    return [collate(part, shape.text) for part in packed_rows(samples, row_tokens, rows)]
+
+
+def model_of() -> ModelConfig:
+    """What both ways' model is in a recipe's words, but for where its weights lie."""
+    return ModelConfig.model_validate(
+        {
+            "vision": {"kind": "clip", "path": "", "feature_layer": -2},
+            "projector": {"kind": "mlp"},
+            "language": {"kind": "pretrained", "path": ""},
+        }
+    )
+
+
+def needed(shape: Shape, plan: TuningPlan, counts: Counts) -> float:
+    """FLOPs that any program must compute for these samples, by arithmetic."""
+    parts = needed_flops(model_shape(model_of(), shape.vision, shape.language), plan, counts)
+    return sum(part.total for part in parts.values())

@@ -3,6 +3,7 @@
     FLOPs a sample        counted by torch, executed and over what is needed     of a real shape, without its weights
     bytes for backward    what autograd holds after the forward                  of a real shape, without its weights
     positions computed    over real tokens
+    ranks waiting         the dearest rank's FLOPs over the mean's, 8 ranks of 16 rows, mixed lengths
     loss head             CPU seconds of forward and backward, 100 of 726 positions supervised
 
 The peer is transformers' Llava with padded rows, logits everywhere and every layer computed again in the backward.
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 PACKAGES = ["torch", "transformers", "peft"]
 ROWS, ROW_TOKENS = 4, 4096
 LESS = "(less is better)"
+HEADS = {"qwen05b": (896, 151936, "float32"), "vicuna7b": (4096, 32000, "bfloat16")}
+"""Width, vocabulary and what a frozen head computes in."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,12 @@ def main(argv: list[str]) -> int:
     """Count and time, print the table and write runs/bench/step.json."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.step", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--shapes", nargs="+", default=["vicuna7b", "qwen05b"], choices=["vicuna7b", "qwen05b"])
-    parser.add_argument("--mixed", type=int, default=16, help="samples of mixed lengths")
-    parser.add_argument("--rounds", type=int, default=3, help="of the timed loss head")
-    parser.add_argument("--head", type=int, nargs=2, default=[1024, 32000], metavar=("WIDTH", "VOCABULARY"))
+    parser.add_argument("--mixed", type=int, default=8, help="samples of mixed lengths")
+    parser.add_argument("--rounds", type=int, default=2, help="of the timed loss heads")
+    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=list(HEADS))
     arguments = parser.parse_args(argv)
 
+    from tools.bench.balance import balance_rows
     from tools.bench.measure import report
     from tools.bench.pair import SHAPES, Length, mixed_lengths
 
@@ -56,7 +60,8 @@ def main(argv: list[str]) -> int:
         rows += count_rows(SHAPES[name], f"{name} stage 1, 726 tokens", "projector", equal)
         rows += count_rows(SHAPES[name], f"{name} stage 1, mixed lengths", "projector", mixed)
         rows += count_rows(SHAPES[name], f"{name} LoRA r16, mixed lengths", "lora", mixed)
-    rows.append(head_row(*arguments.head, rounds=arguments.rounds))
+    rows += balance_rows()
+    rows += [head_row(*HEADS[name], rounds=arguments.rounds) for name in arguments.heads]
     report("step", rows)
     return 0
 
@@ -64,21 +69,22 @@ def main(argv: list[str]) -> int:
 def count_rows(shape: Shape, title: str, tuned: Tuned, lengths: Sequence[Any]) -> list[Row]:
     """The counts of one stage over samples of these lengths, both ways."""
     from tools.bench.measure import row
-    from tools.bench.pair import make_samples, packed_batches, padded_batches
+    from tools.bench.pair import make_samples, needed, packed_batches, padded_batches, plan
+    from trainer.flops import count
 
     samples = make_samples(shape, lengths, [_blank(shape)])
     padded, packed = padded_batches(samples, shape, ROWS), packed_batches(samples, shape, ROW_TOKENS, 1)
-    ours = _count(shape, tuned, packed, is_peer=False)
-    peer = _count(shape, tuned, padded, is_peer=True)
-    keeping = _count(shape, tuned, padded, is_peer=True, recompute=False)
-    needed, num, tokens = _needed(shape, tuned, packed), len(lengths), sum(batch.num_tokens for batch in packed)
+    ours = count_whole(shape, tuned, packed, is_peer=False)
+    peer = count_whole(shape, tuned, padded, is_peer=True)
+    keeping = count_whole(shape, tuned, padded, is_peer=True, recompute=False)
+    flops, num, tokens = needed(shape, plan(tuned), count(packed)), len(lengths), sum(b.num_tokens for b in packed)
 
     def less(what: str, unit: str, mine: float, theirs: float) -> Row:
         return row(f"{title}: {what}", f"{unit} {LESS}", mine, theirs, PACKAGES, ratio=theirs / mine)
 
     return [
         less("executed", "TFLOP a sample", ours.flops / num / 1e12, peer.flops / num / 1e12),
-        less("executed over needed", "", ours.flops / needed, peer.flops / needed),
+        less("executed over needed", "", ours.flops / flops, peer.flops / flops),
         less(
             "kept for the backward, nothing recomputed",
             "GB a sample",
@@ -96,10 +102,44 @@ def _blank(shape: Shape) -> Any:
     return np.zeros((shape.vision["image_size"], shape.vision["image_size"], 3), dtype=np.uint8)
 
 
-def _count(shape: Shape, tuned: Tuned, batches: Sequence[Batch], *, is_peer: bool, recompute: bool = True) -> Counted:
-    """A forward and backward of each batch in bf16, on tensors without values; the bytes of all batches added up."""
+def count_whole(
+    shape: Shape, tuned: Tuned, batches: Sequence[Batch], *, is_peer: bool, recompute: bool = True
+) -> Counted:
+    """`count_step`, from towers of 2 and 3 layers: layers of one tower are alike, so each more adds the same."""
+    options = {"is_peer": is_peer, "recompute": recompute}
+    seen, spoken = int(shape.vision["num_hidden_layers"]), int(shape.language["num_hidden_layers"])
+    few, one_seen, one_spoken = (
+        count_step(_with_layers(shape, *layers), tuned, batches, **options) for layers in ((2, 2), (3, 2), (2, 3))
+    )
+
+    def whole(base: int, with_seen: int, with_spoken: int) -> int:
+        return base + (with_seen - base) * (seen - 2) + (with_spoken - base) * (spoken - 2)
+
+    return Counted(
+        whole(few.flops, one_seen.flops, one_spoken.flops),
+        whole(few.saved_bytes, one_seen.saved_bytes, one_spoken.saved_bytes),
+        few.positions,
+    )
+
+
+def _with_layers(shape: Shape, seen: int, spoken: int) -> Shape:
+    return replace(
+        shape,
+        vision={**shape.vision, "num_hidden_layers": seen},
+        language={**shape.language, "num_hidden_layers": spoken},
+    )
+
+
+def count_step(
+    shape: Shape, tuned: Tuned, batches: Sequence[Batch], *, is_peer: bool, recompute: bool = True
+) -> Counted:
+    """A forward and backward of each batch in bf16, on tensors without values; the bytes of all batches added up.
+
+    Without `recompute` the peer is asked for its bytes alone: its backward is left out, and so are its FLOPs.
+    """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     from data_pipeline.batch import TENSORS
     from tools.bench.count import counting_saved_bytes, empty_of_values, flops_of
@@ -114,7 +154,7 @@ def _count(shape: Shape, tuned: Tuned, batches: Sequence[Batch], *, is_peer: boo
     else:
         step = build_our_step(ours, tuned, precision="bf16")
         set_up(ours, EngineConfig(precision="bf16"))
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     step, flops, saved_bytes, positions = empty_of_values(step, mode), 0, 0, 0
     for batch in batches:
         with mode:
@@ -124,31 +164,16 @@ def _count(shape: Shape, tuned: Tuned, batches: Sequence[Batch], *, is_peer: boo
                 flops += flops_of(lambda fake=fake, losses=losses: losses.append(step(fake)))  # type: ignore[misc]
                 saved_bytes += saved.total
             loss = losses[0] if is_peer else losses[0].loss_sum
-            flops += flops_of(loss.backward)
+            if recompute:
+                flops += flops_of(loss.backward)
         positions += batch.input_ids_BL.numel() if is_peer else len(batch.real_N)
     return Counted(flops, saved_bytes, positions)
 
 
-def _needed(shape: Shape, tuned: Tuned, batches: Sequence[Batch]) -> float:
-    """FLOPs that any program must compute for these samples, by arithmetic."""
-    from models.config import ModelConfig
-    from tools.bench.pair import plan
-    from trainer.flops import count, needed_flops
-    from trainer.shapes import model_shape
-
-    model = ModelConfig.model_validate(
-        {
-            "vision": {"kind": "clip", "path": "", "feature_layer": -2},
-            "projector": {"kind": "mlp"},
-            "language": {"kind": "pretrained", "path": ""},
-        }
-    )
-    parts = needed_flops(model_shape(model, shape.vision, shape.language), plan(tuned), count(batches))
-    return sum(part.total for part in parts.values())
-
-
-def head_row(width: int, vocabulary: int, *, rounds: int, num_tokens: int = 726, num_supervised: int = 100) -> Row:
-    """The loss head of one sample over a frozen head, forward and backward, in fp32 on one core."""
+def head_row(
+    width: int, vocabulary: int, dtype: str, *, rounds: int, num_tokens: int = 726, num_supervised: int = 100
+) -> Row:
+    """The loss head of one sample over a frozen head, forward and backward, on one core."""
     import torch
     import torch.nn.functional as F
 
@@ -157,8 +182,9 @@ def head_row(width: int, vocabulary: int, *, rounds: int, num_tokens: int = 726,
     from trainer.chunked_loss import head_losses
 
     torch.manual_seed(0)
-    head = torch.nn.Linear(width, vocabulary, bias=False).requires_grad_(False)
-    hidden = torch.randn(num_tokens, width, requires_grad=True)
+    computed_in: torch.dtype = getattr(torch, dtype)
+    head = torch.nn.Linear(width, vocabulary, bias=False, dtype=computed_in).requires_grad_(False)
+    hidden = torch.randn(num_tokens, width, dtype=computed_in).requires_grad_()
     targets = torch.full((num_tokens,), IGNORE_INDEX)
     targets[-num_supervised:] = torch.randint(0, vocabulary, (num_supervised,))
     wanted = (targets != IGNORE_INDEX).nonzero().squeeze(1)
@@ -174,7 +200,7 @@ def head_row(width: int, vocabulary: int, *, rounds: int, num_tokens: int = 726,
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        what = f"loss head, {num_supervised} of {num_tokens} positions, {width} x {vocabulary}"
+        what = f"loss head, {num_supervised} of {num_tokens} positions, {width} x {vocabulary}, {dtype}"
         works: list[Callable[[], float]] = [per_core_second(work) for work in (ours, peer)]
         return compare(what, "per core-second", works[0], works[1], rounds=rounds, packages=PACKAGES)
     finally:
