@@ -35,5 +35,5 @@ class Patient:
 
 def be_patient() -> None:
     """Print patiently from here on."""
-    sys.stdout = Patient(sys.stdout)  # type: ignore[assignment]
-    sys.stderr = Patient(sys.stderr)  # type: ignore[assignment]
+    sys.stdout = Patient(sys.stdout)
+    sys.stderr = Patient(sys.stderr)
