@@ -4,8 +4,7 @@ Owns shifting, positions, segments and padding, and where everything stands: wha
 the device, in every layer, is counted here, once.
 
 B rows, L tokens of the longest row, N tokens of all rows without padding, G segments (samples) of all rows, I image
-tokens, K targets, T tiles of all rows in order, S the tile's side in pixels, C = 3 channels, P pictures of all rows in
-order.
+tokens, K targets, T tiles of all rows in order, S the tile's side in pixels, C = 3 channels.
 """
 
 from __future__ import annotations
@@ -55,8 +54,6 @@ class Batch:
     """int64, the row of each target."""
     tile_rows_T: torch.Tensor
     """int64, the row of each tile."""
-    picture_rows_P: torch.Tensor
-    """int64, the row of each picture."""
     keys: tuple[tuple[str, ...], ...]
     """Per row, per sample."""
     shards: tuple[tuple[str, ...], ...]
@@ -68,46 +65,6 @@ class Batch:
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in TENSORS})
-
-    def keep_rows(self, keep_B: Sequence[bool]) -> Batch:
-        """The same batch with every other row emptied, as a slot's is that ran out: nothing of its samples is computed.
-
-        So whatever made such a row's loss NaN can reach no gradient. Waits for the device; meant for the rare bad row.
-        """
-        keep = torch.tensor(keep_B, dtype=torch.bool, device=self.input_ids_BL.device)
-        kept_N = keep[self.real_N // self.input_ids_BL.shape[1]]
-        place_N, real_N = kept_N.cumsum(0) - 1, self.real_N[kept_N]
-        kept_segments = kept_N[self.segment_starts_G1[:-1]].tolist()
-        lengths = [length for length, kept in zip(self.segment_lengths, kept_segments, strict=True) if kept]
-        if not lengths:
-            real_N, lengths = self.real_N.new_zeros(1), [1]
-        keeps_target_K, dropped_B1 = kept_N[self.supervised_K], ~keep[:, None]
-        keeps_tile_T, keeps_picture_P = keep[self.tile_rows_T], keep[self.picture_rows_P]
-        kept_pictures = keeps_picture_P.tolist()
-        segments_BL = self.segment_ids_BL.masked_fill(dropped_B1, 0)
-        keys = tuple(names if kept else () for names, kept in zip(self.keys, keep_B, strict=True))
-        return replace(
-            self,
-            input_ids_BL=self.input_ids_BL.masked_fill(dropped_B1, 0),
-            targets_BL=self.targets_BL.masked_fill(dropped_B1, IGNORE_INDEX),
-            position_ids_BL=self.position_ids_BL.masked_fill(dropped_B1, 0),
-            segment_ids_BL=segments_BL,
-            tiles_TSSC=self.tiles_TSSC[keeps_tile_T],
-            picture_sizes=tuple(size for size, kept in zip(self.picture_sizes, kept_pictures, strict=True) if kept),
-            real_N=real_N,
-            segment_starts_G1=_starts(lengths).to(keep.device),
-            segment_lengths=tuple(lengths),
-            image_I=place_N[self.image_I[kept_N[self.image_I]]],
-            supervised_K=place_N[self.supervised_K[keeps_target_K]],
-            target_rows_K=self.target_rows_K[keeps_target_K],
-            tile_rows_T=self.tile_rows_T[keeps_tile_T],
-            picture_rows_P=self.picture_rows_P[keeps_picture_P],
-            keys=keys,
-            shards=tuple(names if kept else () for names, kept in zip(self.shards, keep_B, strict=True)),
-            num_targets=int(keeps_target_K.sum()),
-            num_tokens=int((segments_BL != 0).sum()),
-            num_samples=sum(len(names) for names in keys),
-        )
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which copies to a GPU run beside the computation."""
@@ -141,7 +98,6 @@ def collate(rows: Sequence[Row], text: TextSpec) -> Batch:
         tiles_TSSC=_tiles(rows),
         picture_sizes=tuple(size for row in rows for sample in row for size in sample.picture_sizes),
         tile_rows_T=_rows_of([sum(len(sample.tiles) for sample in row) for row in rows]),
-        picture_rows_P=_rows_of([sum(len(sample.picture_sizes) for sample in row) for row in rows]),
         keys=tuple(tuple(sample.key for sample in row) for row in rows),
         shards=tuple(tuple(sample.shard for sample in row) for row in rows),
         num_targets=int(np.count_nonzero(targets != IGNORE_INDEX)),

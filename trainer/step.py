@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -40,13 +38,7 @@ class TrainStep(nn.Module):
         self.precision = precision
         self.dtype = DTYPES[precision]
 
-    def forward(self, batch: Batch, keep_B: Sequence[bool] | None = None) -> LossSum:
-        """The sums of one micro-batch, on the batch's device.
-
-        With `keep_B` the other rows count as empty: none of their samples is computed, so nothing of them that is not
-        finite can reach a gradient. Under ZeRO-3 every rank must call this as often as the others.
-        """
-        if keep_B is not None:
-            batch = batch.keep_rows(keep_B)
+    def forward(self, batch: Batch) -> LossSum:
+        """The sums of one micro-batch, on the batch's device. Under ZeRO-3 every rank must call this equally often."""
         with torch.autocast(batch.input_ids_BL.device.type, self.dtype, enabled=self.precision != "fp32"):
             return self.objective(self.vlm, batch)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
-import torch
 
-from data_pipeline.batch import Batch, collate
+from data_pipeline.batch import collate
 from data_pipeline.sample import Draw, Encoded
 from models.spec import IGNORE_INDEX, TextSpec
 
@@ -54,23 +51,3 @@ def test_a_batch_says_where_everything_stands() -> None:
     assert batch.tile_rows_T.tolist() == [0, 2, 2]
     empty = collate([(), ()], TEXT)
     assert (empty.real_N.tolist(), empty.segment_lengths, empty.supervised_K.tolist()) == ([0], (1,), [])
-
-
-def test_rows_that_are_not_kept_are_as_empty_ones() -> None:
-    a, b, c = sample("a", [90, 2, 3], 1, 1), sample("b", [4, 5, 0, 6], 0, 2), sample("c", [7, 90], 1, 1)
-    rows = [(a, c), (b,), (c, b)]
-    for keep in ([True, False, True], [False, True, False], [False] * 3):
-        found = collate(rows, TEXT).keep_rows(keep)
-        wanted = collate([row if kept else () for row, kept in zip(rows, keep, strict=True)], TEXT)
-        length = wanted.input_ids_BL.shape[1]
-        for field in fields(Batch):
-            one, other = getattr(found, field.name), getattr(wanted, field.name)
-            if field.name == "real_N":
-                assert torch.equal(found.input_ids_BL.flatten()[one], wanted.input_ids_BL.flatten()[other])
-            elif field.name.endswith("BL"):
-                assert torch.equal(one[:, :length], other)
-            elif isinstance(one, torch.Tensor):
-                assert one.tolist() == other.tolist(), field.name
-                assert one.dtype == other.dtype
-            else:
-                assert one == other, field.name

@@ -1,4 +1,4 @@
-"""A bad row is seen in its own sum, and leaves nothing behind when it is not kept."""
+"""A bad row is seen in its own sum; without any sample a batch still reaches every weight."""
 
 from __future__ import annotations
 
@@ -43,38 +43,29 @@ def sample(text: TextSpec, seed: int, num_tiles: int, *, poisoned: bool = False)
     return Encoded(Draw(0, seed), "s.tar", str(seed), ids, labels, tiles, ((IMAGE_SIZE, IMAGE_SIZE),) * num_tiles)
 
 
-def gradients(vlm: VLM, batch: Batch, keep: list[bool] | None) -> tuple[float, list[float], dict[str, torch.Tensor]]:
+def gradients(vlm: VLM, batch: Batch) -> tuple[float, list[float], dict[str, torch.Tensor]]:
     vlm.zero_grad()
-    sums = TrainStep(vlm, NextTokenLoss(NextToken()), "fp32")(batch, keep)
+    sums = TrainStep(vlm, NextTokenLoss(NextToken()), "fp32")(batch)
     sums.loss_sum.backward()
     found = {name: value.grad.clone() for name, value in vlm.named_parameters() if value.grad is not None}
     return float(sums.loss_sum.detach()), sums.row_loss_sums_B.tolist(), found
 
 
-def test_a_bad_row_is_named_and_leaves_no_trace_in_the_gradients(vlm: VLM) -> None:
-    """Full training: every weight's gradient, by value, is that of the batch in which the bad row was empty."""
+def test_a_bad_row_is_named(vlm: VLM) -> None:
     text = TextSpec(max_length=128, image_token_id=vlm.image_token_id, pad_token_id=0, vocab_size=80)
     good, other = (sample(text, 1, 1), sample(text, 2, 0)), (sample(text, 3, 1),)
     bad = (sample(text, 4, 1), sample(text, 5, 2, poisoned=True))
-    _, found, _ = gradients(vlm, collate([good, bad, other], text), None)
-    keep = [bool(np.isfinite(value)) for value in found]
-    assert keep == [True, False, True]
-
-    alone = collate([good, (), other], text)
-    loss, _, kept = gradients(vlm, collate([good, bad, other], text), keep)
-    expected_loss, _, expected = gradients(vlm, alone, None)
-    assert loss == pytest.approx(expected_loss, rel=1e-6)
-    assert kept.keys() == expected.keys()
-    assert len(kept) > 40
-    for name, gradient in kept.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    _, found, _ = gradients(vlm, collate([good, bad, other], text))
+    assert [bool(np.isfinite(value)) for value in found] == [True, False, True]
+    loss, emptied, _ = gradients(vlm, collate([good, (), other], text))
+    assert emptied == pytest.approx([found[0], 0.0, found[2]], rel=1e-5)
+    assert loss == pytest.approx(found[0] + found[2], rel=1e-5)
 
 
-def test_a_batch_of_which_no_row_is_kept_still_reaches_every_weight(vlm: VLM) -> None:
+def test_a_batch_of_empty_rows_still_reaches_every_weight(vlm: VLM) -> None:
     text = TextSpec(max_length=128, image_token_id=vlm.image_token_id, pad_token_id=0, vocab_size=80)
-    batch = collate([(sample(text, 1, 1, poisoned=True),)], text)
-    loss, rows, found = gradients(vlm, batch, [False])
-    assert (loss, rows) == (0.0, [0.0])
+    loss, rows, found = gradients(vlm, collate([(), ()], text))
+    assert (loss, rows) == (0.0, [0.0, 0.0])
     assert all(not gradient.any() for gradient in found.values())
     assert {"vision", "projector", "language"} == {name.split(".")[0] for name in found}
 
@@ -88,7 +79,7 @@ def test_the_engine_s_choices_reach_the_model(vlm: VLM, asked: bool | int, num_l
     runs: list[int] = []
     norms = [layer.input_layernorm for layer in vlm.language.model.layers]
     hooks = [norm.register_forward_hook(lambda *_: runs.append(1)) for norm in norms]
-    gradients(vlm, collate([(sample(text, 1, 1),)], text), None)
+    gradients(vlm, collate([(sample(text, 1, 1),)], text))
     for hook in hooks:
         hook.remove()
     set_up(vlm, EngineConfig(precision="fp32"))
