@@ -22,6 +22,7 @@ from data_pipeline.feed import feed
 from data_pipeline.sample import Row
 from models.errors import InputError
 from trainer.culprit import Culprit, find_culprits
+from trainer.dealing import deal, in_order, row_costs, rows_of
 from trainer.first_gradients import check_gradients
 from trainer.flops import Counts, count_rows
 from trainer.guard import Verdict
@@ -161,17 +162,17 @@ def _compute(stage: Stage, rows: list[Row], num_targets: float) -> Sums:
     """Forward and backward over this rank's micro-batches; the sums over all ranks."""
     torch.manual_seed(stream_seed(stage.recipe.seed, stage.name, "dropout", stage.consumed.steps, stage.ranks.rank))
     size, number = stage.config.batch.micro_rows, stage.num_micro_batches
-    parts = [rows[index * size : (index + 1) * size] for index in range(number)]
+    parts = deal(row_costs(rows, stage.shape, stage.config.tune), size, number)
     totals = torch.zeros(2, dtype=torch.float64, device=stage.device)
     row_sums, positions, scale = [], 0, stage.loss_scale.value
-    for index, batch in enumerate(feed(parts, stage.text, stage.device)):
+    for index, batch in enumerate(feed(rows_of(rows, parts), stage.text, stage.device)):
         stage.watch.mark("forward", stage.consumed.batches + 1)
         sums = stage.engine.forward(batch, is_last=index + 1 == number)
         totals += torch.stack([sums.loss_sum.detach().double(), sums.num_correct.double()])
         row_sums.append(sums.row_loss_sums_B)
         positions += batch.input_ids_BL.numel()
         stage.engine.backward(sums.loss_sum, max(num_targets, 1.0), scale)
-    row_losses = [float(value) for value in torch.cat(row_sums).tolist()[: len(rows)]]
+    row_losses = in_order(parts, torch.cat(row_sums).tolist())
     local = [
         *totals.tolist(),
         float(sum(len(row) for row in rows)),
