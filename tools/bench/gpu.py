@@ -28,9 +28,10 @@ from models.errors import InputError, run_cli
 if TYPE_CHECKING:
     import torch
 
-    from tools.bench.contest import Cell, Found
+    from tools.bench.contest import Found
     from tools.bench.measure import Row
     from tools.bench.pair import Shape, Tuned
+    from tools.bench.room import Cell
 
 PACKAGES = ["torch", "transformers", "peft"]
 PICTURE_FILES = ("*.jpg", "*.jpeg", "*.png")
@@ -134,8 +135,9 @@ def _compare(each: Plan, arguments: argparse.Namespace, device: torch.device, pe
 
     import torch
 
-    from tools.bench.contest import Cell, contest
+    from tools.bench.contest import contest
     from tools.bench.pair import SHAPES, TINY, make_samples, mixed_lengths
+    from tools.bench.room import Cell
 
     shape = (TINY if arguments.tiny else SHAPES)[each.model]
     samples = make_samples(shape, mixed_lengths(arguments.samples), _pictures(arguments.pictures, shape))

@@ -190,7 +190,7 @@ class PeerStep(nn.Module):
             mean: Tensor = self.model(
                 input_ids=batch.input_ids_BL,
                 attention_mask=(batch.segment_ids_BL != 0).long() if is_padded else None,
-                pixel_values=VLM.normalise(self, batch.tiles_TSSC),
+                pixel_values=VLM.normalise(self, batch.tiles_TSSC),  # type: ignore[arg-type]  # it has mean_C and std_C
                 labels=labels,
                 use_cache=False,
             ).loss

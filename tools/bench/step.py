@@ -158,7 +158,8 @@ def count_step(
     step, flops, saved_bytes, positions = empty_of_values(step, mode), 0, 0, 0
     for batch in batches:
         with mode:
-            fake = replace(batch, **{name: mode.from_tensor(getattr(batch, name)) for name in TENSORS})
+            fakes: dict[str, Any] = {name: mode.from_tensor(getattr(batch, name)) for name in TENSORS}
+            fake = replace(batch, **fakes)
             losses: list[Any] = []
             with counting_saved_bytes(step) as saved:
                 flops += flops_of(lambda fake=fake, losses=losses: losses.append(step(fake)))  # type: ignore[misc]
