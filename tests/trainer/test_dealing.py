@@ -35,7 +35,7 @@ def test_each_row_is_dealt_once_and_values_come_back_in_order(num_rows: int, siz
 
 
 def test_micro_batches_cost_alike_and_stand_in_the_same_order_on_every_rank() -> None:
-    """Long-tailed lengths, 16 rows as 4 micro-batches of 4; as they come, the dearest is a quarter dearer than the mean."""
+    """Long-tailed lengths, 16 rows as 4 micro-batches of 4; as they come, the dearest is a quarter above the mean."""
     worst_dealt, worst_as_they_come = [], []
     for seed in range(50):
         costs = np.exp(np.random.default_rng(seed).normal(0, 0.5, 16))
