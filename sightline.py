@@ -66,8 +66,26 @@ class _AfterTransformers(MetaPathFinder, Loader):
         _register()
 
 
+class _AfterOurs(MetaPathFinder):
+    """Registers at the first import after our own modules, one of which brought transformers in, are whole."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Stand between until then; finds nothing itself."""
+        if not _are_ours_partial():
+            sys.meta_path.remove(self)
+            _register()
+
+
+def _are_ours_partial() -> bool:
+    ours = [module for name, module in list(sys.modules.items()) if name.startswith("models.")]
+    return any(getattr(module.__spec__, "_initializing", False) for module in ours)
+
+
 def _register() -> None:
-    import models.registered  # noqa: F401
+    if _are_ours_partial():
+        sys.meta_path.insert(0, _AfterOurs())
+    else:
+        import models.registered  # noqa: F401
 
 
 if "transformers" in sys.modules:

@@ -35,6 +35,16 @@ def test_a_missing_bundle_is_an_input_error() -> None:
         sightline.load("nowhere")
 
 
+@pytest.mark.parametrize("first", ["transformers", "trainer.opening", "eval.predictor"])
+def test_our_class_is_known_whoever_brings_transformers_in(first: str) -> None:
+    code = (
+        f"import sightline, {first}\nfrom transformers import AutoConfig\n"
+        "print(type(AutoConfig.for_model('sightline')).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "SightlineConfig", done.stderr
+
+
 def test_importing_it_loads_no_heavy_library() -> None:
     code = "import sys, sightline; print([n for n in ('torch', 'transformers', 'PIL', 'numpy') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

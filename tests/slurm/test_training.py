@@ -86,7 +86,7 @@ def test_the_chain_ends_in_a_bundle_that_answers(chain: Path, cluster: MiniSlurm
         for stage in ("align", "lora"):
             log = (chain / stage / "logs" / f"rank_{rank:05d}.log").read_text()
             assert f"rank {rank} on {node}" in log
-    assert not any(cluster.processes().values())
+    wait_until("no process is left", lambda: not any(cluster.processes().values()), 150)
 
 
 def test_what_a_job_ran_is_kept_with_the_run(chain: Path) -> None:
@@ -104,8 +104,8 @@ class Run:
         self.stage = directory / "align"
         self.job = ""
 
-    def submit(self) -> None:
-        words = f"--nodes=2 slurm/stage1.sh {WORDS} {shlex.quote(f'run={self.directory}')}"
+    def submit(self, nodes: int = 2) -> None:
+        words = f"--nodes={nodes} slurm/stage1.sh {WORDS} {shlex.quote(f'run={self.directory}')}"
         self.job = self._checkout.submit(words)
         self._cluster.wait_for(self.job, "RUNNING")
 
@@ -144,7 +144,25 @@ def test_a_run_comes_to_its_end_through_everything(
         assert torch.equal(disturbed.weight(name), undisturbed.weight(name)), name
     assert audit.main([str(run.directory)]) == 0, capsys.readouterr().out
     assert not (run.directory / "lock.json").exists()
-    assert not any(cluster.processes().values())
+    wait_until("no process is left", lambda: not any(cluster.processes().values()), 150)
+
+
+def test_started_again_with_another_number_of_nodes_it_goes_on(
+    chain: Path, checkout: Checkout, cluster: MiniSlurm, volume: Path
+) -> None:
+    run = Run(volume / "elastic", checkout)
+    run.submit()
+    run.train()
+    cluster.ask("scancel", run.job)
+    cluster.wait_for(run.job, "CANCELLED")
+    run.submit(nodes=1)
+    cluster.wait_for(run.job, "COMPLETED", timeout_s=150)
+    undisturbed, elastic = (CheckpointReader(_finished(directory)) for directory in (chain, run.directory))
+    for name in undisturbed.names():
+        torch.testing.assert_close(elastic.weight(name), undisturbed.weight(name), rtol=1e-2, atol=1e-3)
+    assert audit.main([str(run.directory)]) == 0
+    attempts = sorted(run.stage.glob("ledger/attempt_*/attempt.json"))
+    assert [json.loads(file.read_text())["world_size"] for file in attempts] == [2, 1]
 
 
 def _one_job_until_it_is_cancelled(run: Run, checkout: Checkout, cluster: MiniSlurm, volume: Path) -> None:
@@ -154,7 +172,7 @@ def _one_job_until_it_is_cancelled(run: Run, checkout: Checkout, cluster: MiniSl
     cluster.stop_controller()
     with _no_byte_free(volume):
         run_on = run.steps() + 3
-        wait_until("training goes on", lambda: run.steps() >= run_on, 30)
+        wait_until("training goes on", lambda: run.steps() >= run_on, 90)
     cluster.start_slurmd("node2")
     cluster.start_controller()
     run.train(1)
@@ -181,7 +199,7 @@ def _one_job_until_it_is_cancelled(run: Run, checkout: Checkout, cluster: MiniSl
     run.train()
     cluster.ask("scancel", run.job)
     cluster.wait_for(run.job, "CANCELLED")
-    wait_until("the job says why it ends", lambda: "Slurm has ended the job" in run.log, 30)
+    wait_until("the job says why it ends", lambda: "Slurm has ended the job" in run.log, 90)
     cluster.boot(left[1])
 
 
@@ -201,7 +219,7 @@ def _another_job_to_the_end(run: Run, cluster: MiniSlurm) -> None:
     run.train()
     assert cluster.nodes[cut_off].processes(), "the node that was cut off has not gone on by itself"
     first_log = run.stage / "logs" / "rank_00000.log"
-    wait_until("the old rank stops", lambda: "another start has taken this run over" in first_log.read_text(), 30)
+    wait_until("the old rank stops", lambda: "another start has taken this run over" in first_log.read_text(), 90)
     cluster.nodes[cut_off].link("up")
 
     assert cluster.wait_for(run.job, "COMPLETED", "FAILED", timeout_s=120)["JobState"] == "COMPLETED", run.log
@@ -210,7 +228,7 @@ def _another_job_to_the_end(run: Run, cluster: MiniSlurm) -> None:
     cluster.start_now(run.job, restarts=3)
     cluster.wait_for(run.job, "COMPLETED")
     assert "finished already" in run.log
-    assert time.monotonic() - started_s < 30
+    assert time.monotonic() - started_s < 90  # it does not even load torch
 
 
 @contextmanager
