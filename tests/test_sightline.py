@@ -42,7 +42,7 @@ def test_our_class_is_known_whoever_brings_transformers_in(first: str) -> None:
         "print(type(AutoConfig.for_model('sightline')).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "SightlineConfig", done.stderr
+    assert done.stdout.split()[-1:] == ["SightlineConfig"], done.stderr  # DeepSpeed may have said something before
 
 
 def test_importing_it_loads_no_heavy_library() -> None:
