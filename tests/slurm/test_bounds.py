@@ -40,4 +40,4 @@ def test_a_run_that_gets_nowhere_stops_and_releases_nothing(
     assert told in checkout.log(job)
     log = checkout.folder / "runs" / "quickstart" / "align" / "logs" / "rank_00001.log"
     assert log.read_text().count("broken") == 2
-    wait_until("no process is left", lambda: not any(cluster.processes().values()), 150)
+    wait_until("no process is left", lambda: not any(cluster.processes().values()), 300)

@@ -86,7 +86,7 @@ def test_the_chain_ends_in_a_bundle_that_answers(chain: Path, cluster: MiniSlurm
         for stage in ("align", "lora"):
             log = (chain / stage / "logs" / f"rank_{rank:05d}.log").read_text()
             assert f"rank {rank} on {node}" in log
-    wait_until("no process is left", lambda: not any(cluster.processes().values()), 150)
+    wait_until("no process is left", lambda: not any(cluster.processes().values()), 300)
 
 
 def test_what_a_job_ran_is_kept_with_the_run(chain: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_run_comes_to_its_end_through_everything(
         assert torch.equal(disturbed.weight(name), undisturbed.weight(name)), name
     assert audit.main([str(run.directory)]) == 0, capsys.readouterr().out
     assert not (run.directory / "lock.json").exists()
-    wait_until("no process is left", lambda: not any(cluster.processes().values()), 150)
+    wait_until("no process is left", lambda: not any(cluster.processes().values()), 300)
 
 
 def test_started_again_with_another_number_of_nodes_it_goes_on(
