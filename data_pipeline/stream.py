@@ -10,7 +10,6 @@ of ranks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from data_pipeline.packing import Packer
 from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.sample import BadSample, Draw, Encoded, Row
 from models.errors import InputError
+from models.files import LineFile
 
 STATE_VERSION = 2
 MIN_DRAWS_TO_JUDGE = 200
@@ -88,6 +88,7 @@ class RowStream:
         self.fingerprint, self.seed, self.num_slots, self.slots = fingerprint, seed, num_slots, slots
         self._plan = plan
         self._limits = limits
+        self._quarantine = None if limits.quarantine is None else LineFile(limits.quarantine)
         self._encode = encode
         self._fetcher = Fetcher(encode, num_workers)
         self._read_ahead = read_ahead
@@ -153,6 +154,16 @@ class RowStream:
         """The epoch, from 0, that a draw belongs to in its slot."""
         return draw.n // max(1, self._plan.slot_length(draw.slot))
 
+    def note(self, entry: dict[str, Any]) -> None:
+        """A line of the quarantine, where there is one; on a full disk it waits."""
+        if self._quarantine is not None:
+            self._quarantine.write(entry)
+
+    def sync(self) -> None:
+        """Push the quarantine to the disk: ahead of a state that relies on it. OSError where it is not taken."""
+        if self._quarantine is not None:
+            self._quarantine.sync()
+
     def exclude(self, samples: Iterable[tuple[str, str]]) -> None:
         """Pass over these (shard, key) from the next draw on, as if they were broken: told alike on every rank."""
         self._excluded.update(samples)
@@ -160,6 +171,8 @@ class RowStream:
     def close(self) -> None:
         """End the workers."""
         self._fetcher.close()
+        if self._quarantine is not None:
+            self._quarantine.close()
         if self._read_ahead is not None:
             self._read_ahead.close()
 
@@ -239,8 +252,8 @@ class RowStream:
             slot.num_too_long += 1
         else:
             slot.num_bad += 1
-        if self._limits.quarantine is not None:
-            _append_line(self._limits.quarantine, sample)
+        entry = asdict(sample)
+        self.note(entry | entry.pop("draw"))
         last = f"{sample.shard} {sample.key}: {sample.reason}"
         if sample.kind == "too_long" and self._limits.too_long_is_error:
             raise InputError(f"{last}; raise max_length, or set too_long: skip")
@@ -264,14 +277,6 @@ def _slot_state(slot: _Slot) -> dict[str, Any]:
         "num_too_long": slot.num_too_long,
         "num_shrunk": slot.num_shrunk,
     }
-
-
-def _append_line(path: Path, sample: BadSample) -> None:
-    entry = asdict(sample)
-    entry |= entry.pop("draw")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

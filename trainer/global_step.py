@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, astuple, dataclass, field, fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,7 +40,6 @@ class GlobalBatch:
     rows: list[Row]
     targets: float
     samples: float
-    tokens: float
     draws: float
     """Samples drawn from the data for it, those passed over and those still waiting for a row included."""
     pictures: float
@@ -107,15 +107,14 @@ def next_batch(stage: Stage) -> GlobalBatch:
     counts = [
         float(_num_targets(rows)),
         float(len(samples)),
-        float(sum(sample.num_tokens for sample in samples)),
         float(stage.stream.num_drawn - drawn_before),
         float(sum(len(sample.picture_sizes) for sample in samples)),
         float(bool(fault)),
     ]
-    targets, num_samples, tokens, draws, pictures, num_faults = stage.ranks.sum(counts)
+    targets, num_samples, draws, pictures, num_faults = stage.ranks.sum(counts)
     if num_faults:
         raise InputError(next(found for found in stage.ranks.gather(fault) if found))
-    return GlobalBatch(rows, targets, num_samples, tokens, draws, pictures, wait_s)
+    return GlobalBatch(rows, targets, num_samples, draws, pictures, wait_s)
 
 
 def take_step(stage: Stage, batch: GlobalBatch, rates: list[float]) -> StepResult:
@@ -125,9 +124,6 @@ def take_step(stage: Stage, batch: GlobalBatch, rates: list[float]) -> StepResul
     """
     rows, targets = batch.rows, batch.targets
     sums = _compute(stage, rows, targets)
-    while math.isfinite(sums.loss) and not math.isfinite(sums.norm) and stage.loss_scale.halve():
-        stage.engine.discard()
-        sums = _compute(stage, rows, targets)
     left_out: list[Row] = []
     if sums.num_bad_rows > 0:
         stage.engine.discard()
@@ -159,6 +155,19 @@ def _num_targets(rows: list[Row]) -> int:
 
 
 def _compute(stage: Stage, rows: list[Row], num_targets: float) -> Sums:
+    """A pass at a loss scale under which the gradient does not overflow; at the old one where none helps."""
+    scale_before = stage.loss_scale.value
+    sums = _pass(stage, rows, num_targets)
+    while math.isfinite(sums.loss) and not math.isfinite(sums.norm):
+        if not stage.loss_scale.halve():
+            stage.loss_scale.value = scale_before  # it was no overflow
+            break
+        stage.engine.discard()
+        sums = _pass(stage, rows, num_targets)
+    return sums
+
+
+def _pass(stage: Stage, rows: list[Row], num_targets: float) -> Sums:
     """Forward and backward over this rank's micro-batches; the sums over all ranks."""
     torch.manual_seed(stream_seed(stage.recipe.seed, stage.name, "dropout", stage.consumed.steps, stage.ranks.rank))
     size, number = stage.config.batch.micro_rows, stage.num_micro_batches
@@ -199,12 +208,12 @@ def _histograms(stage: Stage) -> dict[str, Histogram]:
     return weights | layer_histograms(stage.engine.own_gradients(), "gradients/", stage.ranks)
 
 
-def _search(stage: Stage, suspects: list[Row], phase: str) -> list[Culprit]:
+def _search(stage: Stage, suspects: list[Row], phase: Literal["forward", "backward"]) -> list[Culprit]:
     stage.watch.mark("the search for the culprit", stage.consumed.batches + 1)
     return find_culprits(
         stage.engine,
         suspects,
-        phase="forward" if phase == "forward" else "backward",
+        phase=phase,
         text=stage.text,
         device=stage.device,
         ranks=stage.ranks,
@@ -226,4 +235,4 @@ def _report(stage: Stage, culprits: list[Culprit], consequence: str) -> None:
         entry = asdict(culprit)
         stage.events.write({"event": "not finite", "batch": number, **entry})
         line = {"kind": "not_finite", "reason": reason, **{name: entry[name] for name in ("slot", "n", "shard", "key")}}
-        stage.quarantine.write(line)
+        stage.stream.note(line)

@@ -17,6 +17,7 @@ from trainer.checkpoint import name_of
 from trainer.global_step import GlobalBatch, StepResult, next_batch, take_step
 from trainer.insight import predict, table_file, write_table
 from trainer.meter import Meter
+from trainer.pages import expendable
 from trainer.rollback import roll_back
 from trainer.schedule import multiplier, progress, warmup_share
 from trainer.stage import Stage
@@ -138,8 +139,9 @@ class Loop:
         table = predict(stage.engine.module, stage.engine, micro)
         if self.tracker is not None:
             file = table_file(stage.directory, step)
-            write_table(file, f"{stage.recipe.name}/{stage.name}, step {step}", table, stage.tokenizer)
-            self.tracker.log_page(step, "tokens", file)
+            with expendable(file):
+                write_table(file, f"{stage.recipe.name}/{stage.name}, step {step}", table, stage.tokenizer)
+                self.tracker.log_page(step, "tokens", file)
 
     def _validate(self, *, is_last: bool = False) -> None:
         """Measure, note the best, and keep its checkpoint; the end of patience ends the stage."""

@@ -82,7 +82,7 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
         ranks,
         keep=config.checkpoint.keep,
         token=ranks.gather(lock.holder.token if lock is not None else "")[0],
-        before=ledger.sync,
+        before=(ledger.sync, stream.sync),
         check=lock.check if lock is not None else lambda: None,
     )
     validator = None
@@ -115,7 +115,6 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
         saver=saver,
         ledger=ledger,
         events=LineFile(directory / "events.jsonl"),
-        quarantine=LineFile(directory / "quarantine.jsonl"),
         insight=Insight(recipe.tracking.histograms_every_steps, recipe.tracking.token_table_every_steps),
         validator=validator,
         checkpoint=reader.directory if reader is not None else None,

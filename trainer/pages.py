@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
@@ -13,6 +15,15 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 td, th { padding-right: 1.5rem; font-variant-numeric: tabular-nums; text-align: left; }
 """
+
+
+@contextmanager
+def expendable(file: Path) -> Iterator[None]:
+    """Around what a run can do without: where the disk refuses `file`, that costs a warning and not the run."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: {file}: {error.strerror}; training goes on without it", flush=True)
 
 
 def write_page(file: Path, title: str, body: str, style: str = "") -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,11 @@ class Write:
     entries: dict[str, Any] = field(default_factory=dict)
     fault: str = "its writer has not ended"
 
-    def run(self, share: Share, before: Callable[[], None]) -> None:
+    def run(self, share: Share, before: Sequence[Callable[[], None]]) -> None:
         """The thread: write this rank's files."""
         try:
-            before()
+            for push in before:
+                push()
             self.entries = share.write(self.temporary)
             self.fault = ""
         except Exception as error:  # whatever it is, the main thread must hear of it
@@ -50,7 +51,7 @@ class Saver:
 
     Args:
         token: of this start of the run, so that two starts never write into one temporary directory.
-        before: called on every rank's thread ahead of its files: what must be on the disk before the checkpoint is.
+        before: called on every rank's thread ahead of its files: they push what the checkpoint relies on to the disk.
         check: called on the first rank before a commit; it ends the process where another has taken the run over.
     """
 
@@ -61,7 +62,7 @@ class Saver:
         *,
         keep: int,
         token: str,
-        before: Callable[[], None] = lambda: None,
+        before: Sequence[Callable[[], None]] = (),
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._root, self._ranks, self._keep, self._token = root, ranks, keep, token

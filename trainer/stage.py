@@ -71,7 +71,6 @@ class Stage:
     saver: Saver
     ledger: Ledger
     events: LineFile
-    quarantine: LineFile
     insight: Insight
     validator: Validator | None
     checkpoint: Path | None = None
@@ -117,7 +116,7 @@ class Stage:
             self.validator.close()
         self.saver.close()
         self.engine.close()
-        for file in (self.ledger, self.events, self.quarantine):
+        for file in (self.ledger, self.events):
             file.close()
         self.watch.close()
         if self.lock is not None:

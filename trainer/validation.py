@@ -11,7 +11,6 @@ Nothing of the run is changed: modes, random streams and the data stream are aft
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,10 +30,12 @@ from eval.tasks import make_task
 from eval.tasks.result import Task
 from models.build import Facts
 from models.errors import InputError
+from models.files import LineFile
 from trainer.answers_page import Answered, write_answers
 from trainer.config import Validation
 from trainer.held_out import HeldOut, live_processor
 from trainer.loss_sum import Embeddings, LossSum
+from trainer.pages import expendable
 from trainer.ranks import Ranks
 from trainer.recipe import Recipe
 from trainer.retrieval import METRICS, draw_grid, measure
@@ -128,6 +129,7 @@ class Validator:
         self._measure, self._module, self._engine = measure, module, engine
         self._ranks, self._device, self._directory = ranks, device, directory / "validation"
         self._named: set[tuple[str, str]] = set()
+        self._unusable = LineFile(self._directory / "unusable.jsonl")
         self._shows_progress = ranks.is_first and sys.stderr.isatty()
 
     def run(self, steps: int, should_stop: ShouldStop) -> dict[str, float] | None:
@@ -149,16 +151,17 @@ class Validator:
             raise InputError(f"{self._measure.config.metric} could not be measured: validate on more samples, or Java?")
         metrics["validation/seconds"] = self._ranks.gather(time.monotonic() - started_s)[0]
         if self._ranks.is_first:
-            title, name = f"{self._measure.title}, step {steps}", f"step_{steps:06d}"
-            self._directory.mkdir(parents=True, exist_ok=True)
-            if self.grid is not None:
-                self.grid.save(self._directory / f"{name}.png")
-            write_answers(self._directory / f"{name}.html", title, metrics, self.answers, grid=self.grid)
+            title, page = f"{self._measure.title}, step {steps}", self._directory / f"step_{steps:06d}.html"
+            with expendable(page):
+                write_answers(page, title, metrics, self.answers, grid=self.grid)
+                if self.grid is not None:
+                    self.grid.save(page.with_suffix(".png"))
         return metrics
 
     def close(self) -> None:
         """End the data workers."""
         self._measure.held_out.close()
+        self._unusable.close()
 
     def _loss(self, should_stop: ShouldStop) -> dict[str, float]:
         """Loss and token accuracy over all targets of the held-out samples. Every rank runs as many batches."""
@@ -227,10 +230,7 @@ class Validator:
         if (sample.shard, sample.key) in self._named:
             return
         self._named.add((sample.shard, sample.key))
-        self._directory.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"shard": sample.shard, "key": sample.key, "reason": sample.reason}, ensure_ascii=False)
-        with (self._directory / "unusable.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        self._unusable.write({"shard": sample.shard, "key": sample.key, "reason": sample.reason})
 
     def _answer_all(self, should_stop: ShouldStop) -> dict[str, float]:
         """Answers to the fixed pictures, and the tasks' metrics."""

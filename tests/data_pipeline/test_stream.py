@@ -187,6 +187,14 @@ def test_bad_samples_are_named_counted_and_replaced(tmp_path: Path) -> None:
     assert stream.num_bad == len(lines) == 7
 
 
+def test_a_full_disk_under_the_quarantine_costs_no_row_and_is_said_before_a_state_relies_on_it(tmp_path: Path) -> None:
+    path = broken_set(tmp_path / "set", 30, BAD)
+    stream = open_rank(config(path), num_slots=2, quarantine=Path("/dev/full"))
+    assert sum(len(row) for batch in global_batches([stream]) for row in batch) == 31
+    with pytest.raises(OSError, match="No space left"):
+        stream.sync()
+
+
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
     path = broken_set(tmp_path / "set", 4, {f"bad{n}": BAD["cut"] for n in range(12)})
     with pytest.raises(InputError, match=r"cannot be used, more than 5%"):

@@ -18,6 +18,7 @@ from trainer.config import NextToken
 from trainer.held_out import HeldOut
 from trainer.insight import Insight, TokenTable, layer_histograms, layer_of, predict, write_table
 from trainer.objectives import build_objective
+from trainer.pages import expendable, write_page
 from trainer.recipe import Recipe
 from trainer.step import TrainStep
 
@@ -70,6 +71,15 @@ def test_predictions_are_those_of_the_loss_and_the_page_shows_them(tmp_path: Pat
     assert page.count('class="wrong"') == batch.num_targets - int(sums.num_correct)
     assert "tiny &lt;align&gt;" in page
     assert page.count('class="row"') == 3
+
+
+def test_a_page_that_the_disk_refuses_costs_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    (tmp_path / ".page.html.tmp").symlink_to("/dev/full")
+    with expendable(page):
+        write_page(page, "a title", "a body")
+    assert capsys.readouterr().out == f"warning: {page}: No space left on device; training goes on without it\n"
+    assert not page.exists()
 
 
 def test_moments_are_those_asked_for() -> None:
