@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the machine; torch reads it when it is imported
-os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the ranks of a test train there; DeepSpeed reads it when it is imported
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # where the ranks of a test train; DeepSpeed reads it at its import
 
 import subprocess
 import sys
