@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 
 from data_pipeline import build
-from data_pipeline.build import open_stream
-from data_pipeline.config import ChatmlTemplate, DataConfig, SourceConfig
 from data_pipeline.images import PictureError, open_picture
 from data_pipeline.index import ShardIndex
 from data_pipeline.index_build import build_index
@@ -26,9 +24,9 @@ from data_pipeline.stream import RowStream
 from models.errors import InputError
 from tests.support.deadly import DeadlyEncoder
 from tests.support.paths import data, needs_data
-from tests.support.shards import IMAGE, caption_sample, picture_bytes, text_spec, tiny_tokenizer, write_tar
+from tests.support.shards import caption_sample, picture_bytes, write_tar
+from tests.support.streams import config, keys_left, open_rank
 
-TOKENIZER = tiny_tokenizer()
 NUM_GOOD = 30
 
 
@@ -78,31 +76,7 @@ BAD: dict[str, tuple[dict[str, bytes], str]] = {
 
 
 def open_epoch(folder: Path, quarantine: Path, **values: Any) -> RowStream:
-    config = DataConfig(
-        sources=(SourceConfig(path=str(folder)),),
-        template=ChatmlTemplate(),
-        max_length=256,
-        **({"num_workers": 0} | values),
-    )
-    return open_stream(
-        config,
-        tokenizer=TOKENIZER,
-        image=IMAGE,
-        text=text_spec(TOKENIZER),
-        seed=0,
-        num_slots=2,
-        slots=range(2),
-        epochs=1,
-        quarantine=quarantine,
-    )
-
-
-def run_out(stream: RowStream) -> list[str]:
-    """The keys of all rows that are left."""
-    keys = list[str]()
-    while not stream.exhausted:
-        keys += [sample.key for row in stream.next_rows() for sample in row]
-    return keys
+    return open_rank(config(folder, **values), num_slots=2, quarantine=quarantine)
 
 
 def write_samples(folder: Path, bad: dict[str, dict[str, bytes]]) -> Path:
@@ -115,7 +89,7 @@ def write_samples(folder: Path, bad: dict[str, dict[str, bytes]]) -> Path:
 def test_each_is_named_with_shard_key_and_reason(tmp_path: Path) -> None:
     folder = write_samples(tmp_path / "set", {key: files for key, (files, _) in BAD.items()})
     stream = open_epoch(folder, tmp_path / "q.jsonl", bad_share_limit=1.0)
-    assert sorted(run_out(stream)) == [f"good{n:02d}" for n in range(NUM_GOOD)]
+    assert sorted(keys_left(stream)) == [f"good{n:02d}" for n in range(NUM_GOOD)]
     lines = {line["key"]: line for line in map(json.loads, (tmp_path / "q.jsonl").read_text().splitlines())}
     assert set(lines) == set(BAD)
     assert stream.num_bad == len(BAD)
@@ -128,7 +102,7 @@ def test_past_the_set_share_the_run_stops_and_says_why(tmp_path: Path) -> None:
     folder = write_samples(tmp_path / "set", {key: files for key, (files, _) in BAD.items()})
     stream = open_epoch(folder, tmp_path / "q.jsonl", bad_share_limit=0.02)
     with pytest.raises(InputError, match=r"more than 2%; the last: a\.tar .*tools\.shards check"):
-        run_out(stream)
+        keys_left(stream)
     assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 5  # of the 200 draws that are the least to judge
 
 
@@ -139,7 +113,7 @@ def test_every_hostile_picture_is_seen_or_named(tmp_path: Path) -> None:
     stream = open_epoch(write_samples(tmp_path / "set", pictures), tmp_path / "q.jsonl", bad_share_limit=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        seen = [key for key in run_out(stream) if not key.startswith("good")]
+        seen = [key for key in keys_left(stream) if not key.startswith("good")]
     lines = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
     assert sorted([*seen, *(line["key"] for line in lines)]) == sorted(pictures)
     assert stream.num_bad == len(lines)
@@ -160,7 +134,7 @@ def can_be_read(payload: bytes) -> bool:
 def test_a_sample_that_kills_workers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "Encoder", DeadlyEncoder)
     stream = open_epoch(write_samples(tmp_path / "set", {}), tmp_path / "q.jsonl", num_workers=1)
-    assert sorted(run_out(stream)) == [f"good{n:02d}" for n in range(NUM_GOOD) if n != 3]
+    assert sorted(keys_left(stream)) == [f"good{n:02d}" for n in range(NUM_GOOD) if n != 3]
     stream.close()
     (line,) = map(json.loads, (tmp_path / "q.jsonl").read_text().splitlines())
     assert (line["shard"], line["key"]) == ("a.tar", "good03")
@@ -172,7 +146,7 @@ def test_nothing_in_a_shard_is_executed(tmp_path: Path) -> None:
     payload = pickle.dumps(Owned(mark))
     endings = ("pyd", "pkl", "pickle", "pth", "npy", "cls", "ten", "msgpack")
     folder = write_samples(tmp_path / "set", {"evil": {"txt": b"text", **dict.fromkeys(endings, payload)}})
-    assert "evil" in run_out(open_epoch(folder, tmp_path / "q.jsonl"))
+    assert "evil" in keys_left(open_epoch(folder, tmp_path / "q.jsonl"))
     assert not mark.exists()
     pickle.loads(payload)
     assert mark.exists()  # it would have worked

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.build import open_stream
-from data_pipeline.config import ChatmlTemplate, DataConfig, SourceConfig
 from data_pipeline.index import ShardIndex
-from tests.support.shards import IMAGE, text_spec, tiny_tokenizer, write_set
+from tests.support.shards import write_set
+from tests.support.streams import config, keys_left, open_rank
 
-TOKENIZER = tiny_tokenizer()
 NUM_SAMPLES = 12
 
 
@@ -26,27 +24,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardIndex, bytes]:
 
 def seen_and_named(index: ShardIndex, quarantine: Path) -> tuple[list[str], list[str]]:
     """Keys that an epoch gives, and keys that it names as bad."""
-    data = DataConfig(
-        sources=(SourceConfig(path=str(index.folder)),),
-        template=ChatmlTemplate(),
-        max_length=256,
-        num_workers=0,
-        bad_share_limit=1.0,
-    )
-    stream = open_stream(
-        data,
-        tokenizer=TOKENIZER,
-        image=IMAGE,
-        text=text_spec(TOKENIZER),
-        seed=0,
-        num_slots=1,
-        slots=range(1),
-        epochs=1,
-        quarantine=quarantine,
-    )
-    seen = []
-    while not stream.exhausted:
-        seen += [sample.key for row in stream.next_rows() for sample in row]
+    data = config(index.folder, bad_share_limit=1.0)
+    seen = keys_left(open_rank(data, num_slots=1, quarantine=quarantine))
     lines = quarantine.read_text().splitlines() if quarantine.exists() else []
     return sorted(seen), sorted(json.loads(line)["key"] for line in lines)
 

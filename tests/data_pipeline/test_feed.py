@@ -11,8 +11,8 @@ import torch
 from data_pipeline.batch import TENSORS, Batch, collate
 from data_pipeline.feed import feed
 from data_pipeline.sample import Row
-from tests.data_pipeline.test_stream import TOKENIZER, config, open_rank
 from tests.support.shards import text_spec, write_set
+from tests.support.streams import TOKENIZER, config, open_rank
 
 TEXT = text_spec(TOKENIZER)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

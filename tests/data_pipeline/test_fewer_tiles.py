@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.batch import collate
-from data_pipeline.build import open_stream
-from data_pipeline.config import ChatmlTemplate, DataConfig, SourceConfig
 from data_pipeline.index_build import build_index
 from data_pipeline.sample import Encoded
 from data_pipeline.stream import RowStream, merge_states
@@ -20,9 +18,9 @@ from data_pipeline.tiles import canvas_options, fit_tiles, shrink_to_budget
 from models.errors import InputError
 from models.spec import AnyResImage, ImageSpec, canvas_size, num_image_tokens
 from tests.data_pipeline.test_tiles import noise, png, spec
-from tests.support.shards import IMAGE, text_spec, tiny_tokenizer, write_tar
+from tests.support.shards import IMAGE, text_spec, write_tar
+from tests.support.streams import TOKENIZER, config, open_rank
 
-TOKENIZER = tiny_tokenizer()
 NINE = tuple((down, across) for down in (1, 2, 3) for across in (1, 2, 3))
 
 
@@ -65,30 +63,11 @@ SIZES = [(50, 60), (16, 16), (48, 48), (10, 90), (200, 200), (33, 17)]
 MAX_LENGTH = 80
 
 
-def open_rank(
+def open_tiled(
     folder: Path, rank: int, world: int, image: ImageSpec = IMAGE_SPEC, too_long: str = "fewer_tiles"
 ) -> RowStream:
-    config = DataConfig.model_validate(
-        {
-            "sources": (SourceConfig(path=str(folder)),),
-            "template": ChatmlTemplate(),
-            "max_length": MAX_LENGTH,
-            "num_workers": 0,
-            "too_long": too_long,
-        }
-    )
-    each = 4 // world
-    return open_stream(
-        config,
-        tokenizer=TOKENIZER,
-        image=image,
-        text=text_spec(TOKENIZER),
-        seed=0,
-        num_slots=4,
-        slots=range(rank * each, (rank + 1) * each),
-        epochs=1,
-        quarantine=folder / "quarantine.jsonl",
-    )
+    data = config(folder, max_length=MAX_LENGTH, too_long=too_long)
+    return open_rank(data, rank, world, num_slots=4, image=image, seed=0, quarantine=folder / "quarantine.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +87,7 @@ def epoch(streams: list[RowStream]) -> dict[str, Encoded]:
 
 
 def test_through_the_stream_nothing_is_cut_and_all_is_counted(folder: Path) -> None:
-    alone = open_rank(folder, 0, 1)
+    alone = open_tiled(folder, 0, 1)
     found = epoch([alone])
     assert set(found) == {f"{n}" for n in range(len(SIZES))}
     image_token = text_spec(TOKENIZER).image_token_id
@@ -128,11 +107,11 @@ def test_through_the_stream_nothing_is_cut_and_all_is_counted(folder: Path) -> N
 
 
 def test_ranks_and_resumption_change_nothing(folder: Path) -> None:
-    alone = epoch([open_rank(folder, 0, 1)])
-    two = [open_rank(folder, rank, 2) for rank in range(2)]
+    alone = epoch([open_tiled(folder, 0, 1)])
+    two = [open_tiled(folder, rank, 2) for rank in range(2)]
     first = {sample.key: sample for stream in two for row in stream.next_rows() for sample in row}
     state = json.loads(json.dumps(merge_states(stream.state_dict() for stream in two)))
-    four = [open_rank(folder, rank, 4) for rank in range(4)]
+    four = [open_tiled(folder, rank, 4) for rank in range(4)]
     for stream in four:
         stream.load_state_dict(state)
     found = first | epoch(four)
@@ -143,8 +122,8 @@ def test_ranks_and_resumption_change_nothing(folder: Path) -> None:
 
 def test_it_needs_tiles(folder: Path) -> None:
     with pytest.raises(InputError, match="image fit crop has one"):
-        open_rank(folder, 0, 1, IMAGE)
+        open_tiled(folder, 0, 1, IMAGE)
     assert isinstance(IMAGE_SPEC.fit, AnyResImage)
-    skipping = open_rank(folder, 0, 1, too_long="skip")
+    skipping = open_tiled(folder, 0, 1, too_long="skip")
     assert len(epoch([skipping])) == 3
     assert (skipping.num_shrunk, skipping.num_too_long) == (0, 4)

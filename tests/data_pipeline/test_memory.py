@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.build import open_stream
-from data_pipeline.config import ChatmlTemplate, DataConfig, RowPacking, SourceConfig
+from data_pipeline.config import RowPacking, SourceConfig
 from data_pipeline.index_build import build_index
 from data_pipeline.stream import RowStream
-from tests.support.shards import IMAGE, picture_bytes, text_spec, tiny_tokenizer, write_tar
+from tests.support.shards import picture_bytes, write_tar
+from tests.support.streams import config, open_rank
 
-TOKENIZER = tiny_tokenizer()
 NUM_SHARDS, SHARD_SAMPLES = 12, 20
 
 
@@ -60,25 +59,8 @@ def test_thousands_of_draws_leave_nothing_behind(tmp_path: Path) -> None:
     source = SourceConfig(
         path=f"http://127.0.0.1:{server.server_port}/set", cache=str(tmp_path / "cache"), cache_gb=max_bytes / 1e9
     )
-    data = DataConfig(
-        sources=(source,),
-        template=ChatmlTemplate(),
-        max_length=128,
-        packing=RowPacking(row_tokens=256),
-        num_workers=0,
-        shuffle_window=SHARD_SAMPLES,
-    )
-    stream = open_stream(
-        data,
-        tokenizer=TOKENIZER,
-        image=IMAGE,
-        text=text_spec(TOKENIZER),
-        seed=0,
-        num_slots=2,
-        slots=range(2),
-        epochs=None,
-        quarantine=tmp_path / "quarantine.jsonl",
-    )
+    data = config(source, max_length=128, packing=RowPacking(row_tokens=256), shuffle_window=SHARD_SAMPLES)
+    stream = open_rank(data, num_slots=2, epochs=None, quarantine=tmp_path / "quarantine.jsonl")
     draw(stream, 500)
     before_mb = resident_mb()
     draw(stream, 1500)

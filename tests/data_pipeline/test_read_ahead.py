@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from data_pipeline import remote
-from data_pipeline.build import open_stream
-from data_pipeline.config import ChatmlTemplate, DataConfig, SourceConfig
+from data_pipeline.config import SourceConfig
 from data_pipeline.read_ahead import ReadAhead
-from tests.support.shards import IMAGE, text_spec, tiny_tokenizer, write_set
+from tests.support.shards import write_set
+from tests.support.streams import config, open_rank
 
-TOKENIZER = tiny_tokenizer()
 DELAY_S, STEP_S = 0.12, 0.09
 
 
@@ -56,25 +55,9 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def epoch(url: str, cache: Path, *, cache_gb: float = 1.0, step_s: float = STEP_S) -> tuple[float, list[str]]:
     """Seconds waited for rows, and the keys, of one epoch whose steps take a while."""
-    data = DataConfig(
-        sources=(SourceConfig(path=url, cache=str(cache), cache_gb=cache_gb),),
-        template=ChatmlTemplate(),
-        max_length=256,
-        num_workers=0,
-        shuffle_window=2,
-        bad_share_limit=1.0,
-    )
-    stream = open_stream(
-        data,
-        tokenizer=TOKENIZER,
-        image=IMAGE,
-        text=text_spec(TOKENIZER),
-        seed=0,
-        num_slots=1,
-        slots=range(1),
-        epochs=1,
-        quarantine=cache / "quarantine.jsonl",
-    )
+    source = SourceConfig(path=url, cache=str(cache), cache_gb=cache_gb)
+    data = config(source, shuffle_window=2, bad_share_limit=1.0)
+    stream = open_rank(data, num_slots=1, quarantine=cache / "quarantine.jsonl")
     waited_s, keys = 0.0, list[str]()
     while not stream.exhausted:
         start = time.monotonic()

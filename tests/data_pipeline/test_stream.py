@@ -14,16 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.build import open_stream
-from data_pipeline.config import ChatmlTemplate, DataConfig, GroupPacking, PadPacking, RowPacking, SourceConfig
+from data_pipeline.config import DataConfig, GroupPacking, PadPacking, RowPacking, SourceConfig
 from data_pipeline.index_build import build_index
 from data_pipeline.sample import Row
 from data_pipeline.stream import RowStream, merge_states
 from models.errors import InputError
 from tests.support.paths import REPOSITORY
-from tests.support.shards import IMAGE, caption_sample, picture_bytes, text_spec, tiny_tokenizer, write_set, write_tar
+from tests.support.shards import caption_sample, picture_bytes, write_set, write_tar
+from tests.support.streams import config, open_rank
 
-TOKENIZER = tiny_tokenizer()
 SIZES = [7, 1, 13]
 
 
@@ -32,29 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sets") / "set"
     write_set(path, SIZES)
     return path
-
-
-def config(*folders: Path, **values: Any) -> DataConfig:
-    sources = tuple(SourceConfig(path=str(folder)) for folder in folders)
-    settled = {"template": ChatmlTemplate(), "max_length": 256, "num_workers": 0, "shuffle_window": 4}
-    return DataConfig(sources=sources, **(settled | values))
-
-
-def open_rank(
-    data: DataConfig, rank: int = 0, world: int = 1, *, num_slots: int = 8, epochs: int | None = 1, **values: Any
-) -> RowStream:
-    each = num_slots // world
-    arguments: dict[str, Any] = {"seed": 3, "quarantine": None} | values
-    return open_stream(
-        data,
-        tokenizer=TOKENIZER,
-        image=IMAGE,
-        text=text_spec(TOKENIZER),
-        num_slots=num_slots,
-        slots=range(rank * each, (rank + 1) * each),
-        epochs=epochs,
-        **arguments,
-    )
 
 
 def keys(rows: list[Row]) -> list[tuple[str, ...]]:
