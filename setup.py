@@ -42,11 +42,12 @@ setup(
     install_requires=CORE,
     extras_require={
         "open_clip": ["open_clip_torch>=3.0"],
-        "gpu": ["flash-attn>=2.7", "liger-kernel>=0.6"],
+        "gpu": ["flash-attn>=2.7"],
         "dev": [
             "pytest>=9.0",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
+            "filelock>=3.12",
             "hypothesis>=6.100",
             "ruff>=0.15",
             "mypy>=2.0",

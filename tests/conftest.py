@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.support.paths import REPOSITORY
 from tests.support.quickstart import TINY
 from tools.quickstart.runner import Runner
 from tools.quickstart.steps import plan
 
-WITH_THE_WORLD = ("tests/slurm/", "tests/tools/test_quickstart.py", "tests/tools/test_opening.py")
-"""Files that share what takes longest to make: `quickstart_world` and the cluster."""
+GROUPS = {
+    "tests/slurm/": "the cluster",
+    "tests/tools/test_quickstart.py": "the quickstart",
+    "tests/tools/test_opening.py": "the quickstart",
+}
+"""Files that one process runs, since they share what takes long to make."""
 
 LONG_FIRST = ("test_loop.py", "test_equivalence.py", "test_processes.py", "test_chaos.py")
 """Files that several processes begin with, so that none is left alone with a long one at the end."""
@@ -30,17 +35,21 @@ WORLD_STEPS = ("world", "clip", "language", "shards align", "shards lora")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest."""
-    items.sort(key=lambda item: not (item.nodeid.startswith(WITH_THE_WORLD) or item.path.name in LONG_FIRST))
+    items.sort(key=lambda item: not (_group(item.nodeid) or item.path.name in LONG_FIRST))
+
+
+def _group(nodeid: str) -> str:
+    return next((group for beginning, group in GROUPS.items() if nodeid.startswith(beginning)), "")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process runs all tests of a file, and of the files that share the world."""
+    """One process runs all tests of a file, and of the files of a group."""
     from xdist.scheduler import LoadScopeScheduling
 
     class BySharing(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "the world" if nodeid.startswith(WITH_THE_WORLD) else nodeid.split("::", maxsplit=1)[0]
+            return _group(nodeid) or nodeid.split("::", maxsplit=1)[0]
 
     return BySharing(config, log)
 
@@ -48,12 +57,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(scope="session")
 def quickstart_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a tiny quickstart after its first steps: what it trains on, and nothing trained."""
-    run = tmp_path_factory.mktemp("quickstart") / "run"
-    run.mkdir()
-    before = Path.cwd()
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in there
+        shared = shared.parent
+    run, before = shared / "quickstart", Path.cwd()
+    run.mkdir(exist_ok=True)
     os.chdir(REPOSITORY)
     try:
-        Runner(run, [step for step in plan(run, TINY, 0) if step.name in WORLD_STEPS]).run()
+        with FileLock(shared / "quickstart.lock"):  # the second process finds it done
+            Runner(run, [step for step in plan(run, TINY, 0) if step.name in WORLD_STEPS]).run()
     finally:
         os.chdir(before)
     return run
