@@ -13,17 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from data_pipeline.sample import Row
-from trainer.config import TuningPlan
-from trainer.flops import count_rows, needed_flops
-from trainer.shapes import ModelShape
+from trainer.flops import count_rows
+from trainer.needs import Needs
 
 
-def row_costs(rows: Sequence[Row], shape: ModelShape | None, plan: TuningPlan) -> list[float]:
+def row_costs(rows: Sequence[Row], needs: Needs | None) -> list[float]:
     """FLOPs that each row needs by its pictures, tokens and targets; its tokens where the shapes are not known."""
     counts = [count_rows([row]) for row in rows]
-    if shape is None:
+    if needs is None:
         return [count.tokens for count in counts]
-    return [sum(part.total for part in needed_flops(shape, plan, count).values()) for count in counts]
+    return [sum(part.total for part in needs(count).values()) for count in counts]
 
 
 def deal(costs: Sequence[float], size: int, number: int) -> list[list[int]]:

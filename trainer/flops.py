@@ -1,10 +1,10 @@
 """FLOPs that a step needs, part by part, from shapes alone; and the share of a device's peak that they make.
 
 A multiplication and an addition are two. Counted are matrix products and attention over the pairs that the causal mask
-leaves; left out are norms, activations, rotary embeddings, softmax, embedding rows, dropout, the optimizer, and heads
-for tokens beyond the next one. Needed is
+leaves; left out are norms, activations, rotary embeddings, softmax, embedding rows, dropout, the optimizer. Needed is
 what any program must compute: activations computed again in the backward, padding, vision layers after the feature
 layer, and, where nothing is learnt, logits and all of the last decoder layer but its keys and values are not counted.
+Heads for further tokens are last layers, each with the language model's head; then its own last layer is needed whole.
 
     forward            2 per weight and row
     to activations     as much again, where anything that learns lies below
@@ -111,22 +111,27 @@ class PartFlops:
 
 
 def needed_flops(shape: ModelShape, plan: TuningPlan, counts: Counts) -> dict[str, PartFlops]:
-    """What a forward and backward over `counts` need, for vision, projector and language."""
+    """What a forward and backward over `counts` need, by part; with heads for further tokens where there are any."""
     vision_learns = not isinstance(plan.vision, Frozen)
     below = vision_learns or not isinstance(plan.projector, Frozen)
-    return {
-        "vision": _vision(shape.vision, counts.tiles, vision_learns),
+    parts = {
+        "vision": vision_flops(shape.vision, counts.tiles, vision_learns),
         "projector": _projector(
             shape.projector,
             counts.tiles * shape.features_per_tile,
             isinstance(plan.projector, Full),
             vision_learns,
         ),
-        "language": _language(shape.language, counts, plan, below),
+        "language": _language(shape.language, counts, plan.language, below, has_heads=shape.future is not None),
     }
+    if shape.future is not None:
+        below = below or not isinstance(plan.language, Frozen)
+        learns = isinstance(plan.language, Full)
+        parts["future"] = _future(shape.future, counts, plan.future, below, head_learns=learns)
+    return parts
 
 
-def _vision(shape: VisionShape, tiles: float, learns: bool) -> PartFlops:
+def vision_flops(shape: VisionShape, tiles: float, learns: bool) -> PartFlops:
     """Attention is not causal; its backward costs twice its forward. Pixels need no gradient."""
     patches = 2 * tiles * shape.num_patches * shape.patch_inputs * shape.width
     linear = 2 * tiles * shape.num_tokens * shape.layer_weights * shape.num_layers
@@ -145,27 +150,47 @@ def _projector(shape: ProjectorShape, features: float, learns: bool, vision_lear
     return PartFlops(forward, forward - first, forward) if learns else PartFlops(forward)
 
 
-def _language(shape: LanguageShape, counts: Counts, plan: TuningPlan, below: bool) -> PartFlops:
+def _language(
+    shape: LanguageShape, counts: Counts, tuning: Frozen | Full | Lora, below: bool, *, has_heads: bool
+) -> PartFlops:
     """The last layer's keys and values are needed everywhere, the rest of it where something is predicted."""
-    num_early = shape.num_layers - 1
-    linear = 2 * sum(_rows(each, counts, num_early) * each.weights for each in shape.layer_linears)
-    attention = 4 * shape.query_width * (counts.causal_pairs * num_early + counts.target_pairs)
+    num_last = 0 if has_heads else 1
+    num_whole = shape.num_layers - num_last
+    linear = 2 * sum(_rows(each, counts, num_whole, num_last) * each.weights for each in shape.layer_linears)
+    attention = 4 * shape.query_width * (counts.causal_pairs * num_whole + counts.target_pairs * num_last)
     head = 2 * counts.targets * shape.width * shape.vocabulary
     forward = linear + attention + head
-    if isinstance(plan.language, Frozen):
+    if isinstance(tuning, Frozen):
         return PartFlops(forward, linear + 2 * attention + head if below else 0.0)
     # Without anything to learn below, layer 0 needs a gradient of q, k and v but none of its input: not taken off here.
     backward = PartFlops(forward, linear + 2 * attention + head)
-    if isinstance(plan.language, Full):
+    if isinstance(tuning, Full):
         return backward + PartFlops(to_weights=linear + head)
-    pairs = sum(_rows(each, counts, num_early) * (each.inputs + each.outputs) for each in adapted(shape, plan.language))
-    adapters = 2 * plan.language.rank * pairs
+    linears = adapted(shape, tuning)
+    pairs = sum(_rows(each, counts, num_whole, num_last) * (each.inputs + each.outputs) for each in linears)
+    adapters = 2 * tuning.rank * pairs
     return backward + PartFlops(adapters, adapters, adapters)
 
 
-def _rows(linear: Linear, counts: Counts, num_early: int) -> float:
-    """Rows that a linear sees in all layers together."""
-    return counts.tokens * num_early + (counts.tokens if linear.name in ("k_proj", "v_proj") else counts.targets)
+def _future(
+    shape: LanguageShape, counts: Counts, tuning: Frozen | Full, below: bool, *, head_learns: bool
+) -> PartFlops:
+    """Every layer is a last one; the head over the vocabulary, which is the language model's, is computed for each."""
+    linear = 2 * sum(_rows(each, counts, 0, shape.num_layers) * each.weights for each in shape.layer_linears)
+    attention = 4 * shape.query_width * counts.target_pairs * shape.num_layers
+    head = 2 * counts.targets * shape.width * shape.vocabulary * shape.num_layers
+    learns = isinstance(tuning, Full)
+    return PartFlops(
+        linear + attention + head,
+        linear + 2 * attention + head if below or learns else 0.0,
+        (linear if learns else 0.0) + (head if head_learns else 0.0),
+    )
+
+
+def _rows(linear: Linear, counts: Counts, num_whole: int, num_last: int) -> float:
+    """Rows that a linear sees in all layers together: of a last one, what becomes keys and values is needed whole."""
+    everywhere = linear.name in ("k_proj", "v_proj", "join")
+    return counts.tokens * num_whole + (counts.tokens if everywhere else counts.targets) * num_last
 
 
 def adapted(shape: LanguageShape, tuning: Lora) -> list[Linear]:

@@ -171,7 +171,7 @@ def _pass(stage: Stage, rows: list[Row], num_targets: float) -> Sums:
     """Forward and backward over this rank's micro-batches; the sums over all ranks."""
     torch.manual_seed(stream_seed(stage.recipe.seed, stage.name, "dropout", stage.consumed.steps, stage.ranks.rank))
     size, number = stage.config.batch.micro_rows, stage.num_micro_batches
-    parts = deal(row_costs(rows, stage.shape, stage.config.tune), size, number)
+    parts = deal(row_costs(rows, stage.needs), size, number)
     totals = torch.zeros(2, dtype=torch.float64, device=stage.device)
     row_sums, positions, scale = [], 0, stage.loss_scale.value
     for index, batch in enumerate(feed(rows_of(rows, parts), stage.text, stage.device)):

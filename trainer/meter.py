@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trainer.flops import Counts, needed_flops, peak_flops, utilisation
+from trainer.flops import Counts, peak_flops, utilisation
 from trainer.global_step import GlobalBatch, StepResult
 from trainer.schedule import Consumed
 from trainer.stage import Stage
@@ -22,7 +22,7 @@ class Meter:
     """Sums over the steps since the last line; the same on every rank but for the waiting time."""
 
     def __init__(self, stage: Stage) -> None:
-        self._groups, self._shape, self._plan = stage.groups, stage.shape, stage.config.tune
+        self._groups, self._needs = stage.groups, stage.needs
         self._num_devices = stage.ranks.world_size
         self._peak = peak_flops(torch.cuda.get_device_name(stage.device)) if stage.device.type == "cuda" else None
         self._reset()
@@ -71,9 +71,9 @@ class Meter:
 
     def _work(self, elapsed_s: float) -> Metrics:
         """The FLOP/s that the steps needed, over all ranks, and their share of the devices' peak where it is known."""
-        if self._shape is None:
+        if self._needs is None:
             return {}
-        needed = needed_flops(self._shape, self._plan, self._counts)
+        needed = self._needs(self._counts)
         shares = utilisation(needed, elapsed_s, peak=self._peak, num_devices=self._num_devices)
         return {"needed_tflops_per_s": sum(part.total for part in needed.values()) / elapsed_s / 1e12, **shares}
 

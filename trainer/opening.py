@@ -34,13 +34,14 @@ from trainer.interrupt import Interrupt
 from trainer.ledger import Ledger
 from trainer.lock import take_lock
 from trainer.loss_scale import LossScale
+from trainer.needs import Needs, stage_needs
 from trainer.objectives import build_objective
 from trainer.ranks import Ranks
 from trainer.recipe import Recipe
 from trainer.resume import load_progress, resume_point
 from trainer.saving import Saver
 from trainer.schedule import Consumed
-from trainer.shapes import ModelShape, read_shape
+from trainer.shapes import read_shape
 from trainer.stage import Stage, micro_batches
 from trainer.step import DTYPES, TrainStep, set_up
 from trainer.streams import stream_seed
@@ -99,7 +100,7 @@ def open_stage(recipe: Recipe, name: str, ranks: Ranks, interrupt: Interrupt | N
         device=device,
         text=facts.text,
         tokenizer=facts.tokenizer,
-        shape=_shape(recipe) if config.objective.reader == "language" else None,
+        needs=_needs(recipe, config),
         groups=groups,
         engine=engine,
         stream=stream,
@@ -134,9 +135,9 @@ def _check_precision(recipe: Recipe, config: StageConfig) -> None:
         )
 
 
-def _shape(recipe: Recipe) -> ModelShape | None:
+def _needs(recipe: Recipe, config: StageConfig) -> Needs | None:
     try:
-        return read_shape(recipe.model)
+        return stage_needs(config, read_shape(recipe.model))
     except InputError:  # a part whose cost is not known: throughput is told without it
         return None
 

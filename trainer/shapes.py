@@ -6,15 +6,17 @@ Owns what a config.json says of each part. Does not own what the shapes cost (`t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.config import (
     DecoderLanguage,
+    FutureConfig,
     LanguageConfig,
     LinearProjector,
     ModelConfig,
     OpenClipVision,
+    ParallelFuture,
     PerceiverProjector,
     PixelShuffleProjector,
     ProjectorConfig,
@@ -104,6 +106,23 @@ class LanguageShape:
 
 
 @dataclass(frozen=True)
+class PairShape:
+    """A Q-Former that reads pictures and their texts."""
+
+    width: int
+    inner: int
+    num_layers: int
+    num_cross: int
+    """Layers whose queries look at the picture."""
+    num_queries: int
+    num_features: int
+    vision_width: int
+    joint_width: int
+    """In which pictures and texts are compared."""
+    vocabulary: int
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """The three parts; a tile gives `features_per_tile` image tokens."""
 
@@ -111,6 +130,10 @@ class ModelShape:
     projector: ProjectorShape
     language: LanguageShape
     features_per_tile: int
+    future: LanguageShape | None = None
+    """Heads for further tokens: a layer each, behind the language model's last."""
+    pairs: PairShape | None = None
+    """A Q-Former's, of a stage without the language model."""
 
 
 def read_shape(model: ModelConfig) -> ModelShape:
@@ -148,7 +171,14 @@ def model_shape(
         raise InputError(f"a config.json lacks {error.args[0]!r}: is it that of a model of this kind?") from None
     features = seen.num_patches + (seen.num_leading_tokens if model.vision.keep_cls else 0)
     projector = projector_shape(model.projector, seen.width, spoken.width, features, text)
-    return ModelShape(seen, projector, spoken, model.projector.num_tokens(features))
+    return ModelShape(
+        seen,
+        projector,
+        spoken,
+        model.projector.num_tokens(features),
+        None if model.future is None else future_shape(model.future, spoken),
+        _pair_shape(model.projector, seen.width, features, text),
+    )
 
 
 def vision_shape(model: ModelConfig, facts: Mapping[str, Any]) -> VisionShape:
@@ -229,6 +259,42 @@ def language_shape(facts: Mapping[str, Any]) -> LanguageShape:
     tied = bool(facts.get("tie_word_embeddings", False))
     return LanguageShape(
         width, inner, int(facts["num_hidden_layers"]), heads, query, key, int(facts["vocab_size"]), linears, tied
+    )
+
+
+def future_shape(config: FutureConfig, language: LanguageShape) -> LanguageShape:
+    """The layers of the heads, as wide as the language model's; one that is told the next token joins it first."""
+    facts = {
+        "hidden_size": language.width,
+        "intermediate_size": language.inner,
+        "num_attention_heads": language.num_heads,
+        "num_hidden_layers": config.num_tokens - 1 if isinstance(config, ParallelFuture) else 1,
+        "vocab_size": language.vocabulary,
+        "tie_word_embeddings": True,
+    }
+    shape = language_shape(facts)
+    if isinstance(config, ParallelFuture):
+        return shape
+    join = Linear("join", 2 * language.width, language.width)
+    return replace(shape, layer_linears=(join, *shape.layer_linears))
+
+
+def _pair_shape(
+    config: ProjectorConfig, vision_width: int, num_features: int, text: Mapping[str, Any] | None
+) -> PairShape | None:
+    if not isinstance(config, QFormerProjector) or text is None:
+        return None
+    num_layers = int(text["n_layers"])
+    return PairShape(
+        width=int(text["dim"]),
+        inner=int(text["hidden_dim"]),
+        num_layers=num_layers,
+        num_cross=-(-num_layers // config.cross_attention_every),
+        num_queries=config.num_queries,
+        num_features=num_features,
+        vision_width=vision_width,
+        joint_width=config.joint_width,
+        vocabulary=int(text["vocab_size"]),
     )
 
 

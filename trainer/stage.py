@@ -30,11 +30,11 @@ from trainer.interrupt import Interrupt
 from trainer.ledger import Ledger
 from trainer.lock import RunLock
 from trainer.loss_scale import LossScale
+from trainer.needs import Needs
 from trainer.ranks import Ranks
 from trainer.recipe import Recipe
 from trainer.saving import Saver
 from trainer.schedule import Consumed
-from trainer.shapes import ModelShape
 from trainer.tuning import ParameterGroup
 from trainer.validation import Validator
 from trainer.watch import Watch
@@ -52,7 +52,7 @@ class Stage:
     device: torch.device
     text: TextSpec
     tokenizer: Any
-    shape: ModelShape | None
+    needs: Needs | None
     """None where the model's cost is not known from its configuration."""
     groups: list[ParameterGroup]
     engine: Engine

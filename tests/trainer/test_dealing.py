@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from models.config import ModelConfig
 from models.spec import TextSpec
 from trainer.config import Full, TuningPlan
 from trainer.dealing import deal, in_order, row_costs, rows_of
+from trainer.flops import needed_flops
 from trainer.shapes import model_shape
 
 TEXT = TextSpec(max_length=64, image_token_id=9, pad_token_id=0, vocab_size=10)
@@ -67,7 +70,7 @@ def test_a_row_costs_what_its_pictures_and_its_tokens_cost() -> None:
         }
     )
     shape = model_shape(model, SHAPES["qwen05b"].vision, QWEN_05B)
-    plan = TuningPlan(projector=Full(learning_rate=1e-3))
-    plain, with_picture, longer = row_costs([row(600), row(600, 1), row(700)], shape, plan)
+    needs = partial(needed_flops, shape, TuningPlan(projector=Full(learning_rate=1e-3)))
+    plain, with_picture, longer = row_costs([row(600), row(600, 1), row(700)], needs)
     assert plain < longer < with_picture
-    assert row_costs([row(600), row(7)], None, plan) == [600, 7]
+    assert row_costs([row(600), row(7)], None) == [600, 7]

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from data_pipeline.batch import collate
+from data_pipeline.sample import Encoded
 from models.build import build_vlm, read_facts
+from models.config import ParallelFuture, SequentialFuture
 from models.source import read_json
 from tests.support.backbones import tiny_recipe
 from tests.support.paths import REPOSITORY
 from tests.support.shards import write_set
-from trainer.config import Full, Lora, NextToken, TuningPlan
+from trainer.config import Full, Lora, MultiToken, NextToken, TuningPlan
 from trainer.flops import Counts, PartFlops, count, needed_flops, peak_flops, utilisation
 from trainer.held_out import HeldOut
+from trainer.needs import stage_needs
 from trainer.objectives import build_objective
 from trainer.recipe import Recipe, load_recipe
-from trainer.shapes import model_shape
+from trainer.shapes import model_shape, read_shape
 from trainer.step import TrainStep
 from trainer.tuning import apply_plan
 
 FULL, LORA = Full(learning_rate=1.0), Lora(learning_rate=1.0, rank=4, alpha=8)
+FUTURES = {"parallel": ParallelFuture(num_tokens=3), "sequential": SequentialFuture()}
 PLANS = {
     "align": TuningPlan(projector=FULL),
     "lora": TuningPlan(projector=FULL, language=LORA),
@@ -92,6 +98,33 @@ def test_the_count_is_pytorchs(recipe: Recipe, name: str) -> None:
     computed = sum(part.total for part in needed_flops(shape, PLANS[name], unmasked).values())
     # The loss computes its logits again where the head learns: not needed, and 6 % of so small a model.
     assert computed == pytest.approx(found, rel=0.07 if isinstance(PLANS[name].language, Full) else 0.02)
+
+
+@pytest.mark.parametrize("kind", ["parallel", "sequential"])
+@pytest.mark.parametrize("name", ["align", "lora", "language", "nothing"])
+def test_heads_for_further_tokens_are_counted(recipe: Recipe, kind: str, name: str) -> None:
+    """Every position a target, as the heads compute them all; their attention is PyTorch's own, unseen on a CPU."""
+    model = recipe.model.model_copy(update={"future": FUTURES[kind]})
+    plan = {**PLANS, "nothing": TuningPlan()}[name].model_copy(update={"future": FULL})
+    facts = read_facts(model, 256)
+    vlm = build_vlm(model, facts, frozen_dtype=torch.float32, seed=0)
+    vlm.vision.model.config._attn_implementation = "eager"
+    vlm.language.config._attn_implementation = "eager"
+    apply_plan(vlm, plan, seed=0)
+    (sample,) = HeldOut(recipe.stage("align").data, facts, 1).encoded(range(1))
+    assert isinstance(sample, Encoded)
+    labels = np.where(sample.input_ids == facts.text.image_token_id, 5, sample.input_ids)
+    batch = collate([(replace(sample, labels=labels),)], facts.text)
+    module = TrainStep(vlm, build_objective(MultiToken()), "fp32")
+    with PlainCounter() as counter:
+        module(batch).loss_sum.backward()
+    counts = count([batch])
+    shape = read_shape(model)
+    seen = Counts(counts.tokens, counts.targets, counts.tiles, counts.tokens**2, 0)
+    parts = needed_flops(shape, plan, seen)
+    assert sum(part.total for part in parts.values()) == pytest.approx(counter.total, rel=0.03)
+    assert parts["future"].total > 0.1 * counter.total
+    assert "future" not in stage_needs(recipe.stage("align"), shape)(seen)  # next_token does not run them
 
 
 @pytest.mark.parametrize(("language", "tflops"), [(None, 19.71), (16, 19.88), (128, 21.10), ("full", 29.14)], ids=str)

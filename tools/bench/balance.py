@@ -7,6 +7,7 @@ meet once a step (ZeRO-0 and 1), or in every micro-batch (ZeRO-2 and 3 reduce or
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from data_pipeline.packing import Packer
 from tools.bench.measure import row as line
 from tools.bench.pair import SHAPES, Length, make_samples, mixed_lengths, model_of, plan
 from trainer.dealing import deal, row_costs
+from trainer.flops import needed_flops
 from trainer.shapes import model_shape
 
 if TYPE_CHECKING:
@@ -47,11 +49,11 @@ def balance_rows() -> list[Line]:
 def waits(packing: PackingConfig) -> tuple[float, float, float]:
     """Time over an even one: met in every micro-batch, rows dealt and as they come; and met once a step."""
     slots = [(Packer(packing, seed=0), _samples(slot)) for slot in range(RANKS * ROWS)]
-    shape = model_shape(model_of(), SHAPE.vision, SHAPE.language)
+    needs = partial(needed_flops, model_shape(model_of(), SHAPE.vision, SHAPE.language), plan("projector"))
     sums = np.zeros(4)
     for _ in range(STEPS):
         rows: list[Row] = [packer.next_row(lambda drawn=drawn: next(drawn)) for packer, drawn in slots]  # type: ignore[misc]
-        costs_RB = np.reshape(row_costs(rows, shape, plan("projector")), (RANKS, ROWS))
+        costs_RB = np.reshape(row_costs(rows, needs), (RANKS, ROWS))
         number = ROWS // MICRO_ROWS
         dealt_RM = np.array(
             [[costs_B[part].sum() for part in deal(costs_B.tolist(), MICRO_ROWS, number)] for costs_B in costs_RB]

@@ -44,7 +44,7 @@ def measured(twin: Twin, run: Path, seconds: Mapping[str, float]) -> dict[str, A
         "vqa_accuracy_shuffled": accuracy[True],
         "recall_at_1": min((retrieval[name] for name in retrieval if name.endswith("/recall_at_1")), default=None),
         "chance": 1 / retrieval["validation/samples"] if retrieval else None,
-        "tokens_per_step": speculated.get("tokens_per_step"),
+        "tokens_per_step": speculated["tokens_per_forward"] if speculated else None,
         "seconds": round(sum(value for name, value in seconds.items() if name.endswith(f" {twin.recipe}")), 1),
     }
 

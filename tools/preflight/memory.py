@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tools.preflight.geometry import PartCount
-from trainer.config import Frozen, Full, Lora, StageConfig
+from tools.preflight.pair_memory import FP32, pair_activations
+from trainer.config import Frozen, Full, ImageText, Lora, MultiToken, StageConfig
 from trainer.flops import Counts, adapted
 from trainer.shapes import LanguageShape, ModelShape, VisionShape
 
@@ -34,7 +35,6 @@ SHARES_INPUT = ("k_proj", "v_proj", "up_proj")
 """Linears whose input is that of the one before."""
 
 LOGITS_AT_ONCE = 2**26
-FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,14 @@ def estimate(
     element = FP32 if stage.engine.precision == "fp32" else 2
     trained = sum(part.trained for part in counts.values())
     parts = states(counts, trained, element, load=load, zero=zero, num_gpus=num_gpus, settings=settings)
-    parts["activations"] = activations(shape, stage, micro_batch, element, num_recomputed)
     if element < FP32:
         parts["16-bit copies of what learns"] = float(element * trained)
-    parts["logits"] = 3.0 * FP32 * min(micro_batch.targets * shape.language.vocabulary, LOGITS_AT_ONCE)
+    if isinstance(stage.objective, ImageText):
+        assert shape.pairs is not None, "read_facts refuses another projector"
+        parts["activations"] = pair_activations(shape.pairs, stage.objective.losses, micro_batch, element)
+    else:
+        parts["activations"] = activations(shape, stage, micro_batch, element, num_recomputed)
+        parts["logits"] = 3.0 * FP32 * min(micro_batch.targets * shape.language.vocabulary, LOGITS_AT_ONCE)
     parts["workspace"] = workspace(shape, micro_batch, element) + RESERVE_BYTES
     return Estimate(parts)
 
@@ -115,13 +119,18 @@ def activations(shape: ModelShape, stage: StageConfig, batch: Counts, element: i
         kept += features * element * (sum(widths) + sum(widths[1:]))
     if not below and isinstance(plan.language, Frozen):
         return kept
+    heads = shape.future if isinstance(stage.objective, MultiToken) else None
     early = layer_bytes(language, plan.language, batch.tokens, batch.tokens, element)
-    last = layer_bytes(language, plan.language, batch.tokens, batch.targets, element)
+    last = early if heads else layer_bytes(language, plan.language, batch.tokens, batch.targets, element)
     layers = [early] * (language.num_layers - 1) + [last]
     recomputed = min(num_recomputed, len(layers))
     inputs = batch.tokens * language.width * element
     whole = sum(sorted(layers)[: len(layers) - recomputed]) + recomputed * inputs + (early if recomputed else 0.0)
     ends = batch.targets * (2 * language.width * element + FP32)  # the last norm's input, and the loss's gradient
+    for _ in range(heads.num_layers if heads else 0):  # the norm before each goes over every position
+        assert heads is not None
+        ends += layer_bytes(heads, plan.future, batch.tokens, batch.tokens, element)
+        ends += batch.tokens * language.width * element + batch.targets * (language.width * element + FP32)
     return kept + whole + ends
 
 

@@ -86,7 +86,7 @@ class Sizes:
         """Of the whole stage at so many FLOP/s a GPU; none where GPUs are left without a row."""
         from tools.preflight.data import row_counts
         from tools.preflight.stage import num_steps
-        from trainer.flops import needed_flops
+        from trainer.needs import stage_needs
 
         steps = num_steps(self.stage, self.lengths, None)
         if steps is None:
@@ -95,7 +95,7 @@ class Sizes:
             return "fewer rows than GPUs"
         row = row_counts(self.stage, self.lengths, worst=False).times(1 / self.stage.batch.micro_rows)
         step = row.times(self.stage.batch.global_rows)
-        flops = steps * sum(part.total for part in needed_flops(self.shape, self.stage.tune, step).values())
+        flops = steps * sum(part.total for part in stage_needs(self.stage, self.shape)(step).values())
         return f"{flops / (flops_per_s * num_gpus) / 3600:.1f}"
 
 

@@ -26,9 +26,10 @@ from tools.preflight.geometry import PartCount, PartFacts, count_parts, find_par
 from tools.preflight.memory import estimate, read_settings
 from tools.preflight.report import Report, gigabytes, millions
 from trainer.config import StageConfig
-from trainer.flops import Counts, needed_flops, peak_flops
+from trainer.flops import Counts, peak_flops
 from trainer.held_out import HeldOut
 from trainer.image_text import check_pool
+from trainer.needs import stage_needs
 from trainer.recipe import Recipe
 from trainer.shapes import ModelShape, model_shape, tiles_of
 from trainer.streams import stream_seed
@@ -82,10 +83,6 @@ class StageCheck:
         lengths = None
         if facts is not None and num_samples is not None:
             lengths = self._look_at_data(facts, shape, counts)
-        if self._stage.objective.reader != "language":
-            self._report.leave_out(f"{self._name}: memory and hours of a stage without a language model")
-            self._check_disk(counts)
-            return
         lengths = lengths or assumed_lengths(self._recipe, self._name, shape)
         self._check_memory(shape, counts, lengths)
         self._check_disk(counts)
@@ -152,7 +149,8 @@ class StageCheck:
 
     def _check_memory(self, shape: ModelShape, counts: dict[str, PartCount], lengths: Lengths) -> None:
         """A table with nothing and with everything computed again, whether the recipe fits, and what would."""
-        engine, num_layers = self._stage.engine, shape.language.num_layers
+        engine = self._stage.engine
+        num_layers = shape.language.num_layers if self._stage.objective.reader == "language" else 0
         asked = num_layers if engine.activation_checkpointing is True else int(engine.activation_checkpointing)
         batch = row_counts(self._stage, lengths, worst=True)
         run = partial(
@@ -168,9 +166,10 @@ class StageCheck:
         totals = [run(num_recomputed=layers).total for layers in range(num_layers + 1)]
         none, every = run(num_recomputed=0), run(num_recomputed=num_layers)
         self._report.fact(f"memory of a GPU, micro-batch of {batch.tokens:,.0f} tokens ({lengths.source}), computed:")
-        rows = [("", "keep all", "recompute all")]
-        rows += [(part, gigabytes(none.parts[part]), gigabytes(every.parts[part])) for part in none.parts]
-        self._report.table([*rows, ("together", gigabytes(none.total), gigabytes(every.total))])
+        columns = {"keep all": none, "recompute all": every} if num_layers else {"": none}
+        rows = [("", *columns)]
+        rows += [(part, *(gigabytes(each.parts[part]) for each in columns.values())) for part in none.parts]
+        self._report.table([*rows, ("together", *(gigabytes(each.total) for each in columns.values()))])
         self._judge_memory(totals, asked)
 
     def _judge_memory(self, totals: list[float], asked: int) -> None:
@@ -183,6 +182,8 @@ class StageCheck:
                 f"{self._name}: {gigabytes(min(totals))} at least, a GPU has {gigabytes(has)}: lower"
                 f" {stage}.batch.micro_rows, or quantize the frozen language model (model.language.load)"
             )
+            return
+        if len(totals) == 1:
             return
         advice = "false" if fitting == 0 else str(fitting)
         self._report.fact(
@@ -222,7 +223,7 @@ class StageCheck:
             return
         row = row_counts(self._stage, lengths, worst=False).times(1 / self._stage.batch.micro_rows)
         step = row.times(self._stage.batch.global_rows)
-        flops = steps * sum(part.total for part in needed_flops(shape, self._stage.tune, step).values())
+        flops = steps * sum(part.total for part in stage_needs(self._stage, shape)(step).values())
         machine = self._machine
         hours = flops / (peak * machine.peak_share * machine.num_gpus) / 3600
         self._report.fact(
