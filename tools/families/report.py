@@ -75,7 +75,7 @@ def write_report(twins: Sequence[Twin], run: Path, seconds: Mapping[str, float])
 
 
 def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else f"{value:,.4g}"
 
 
 def _pictures(twin: Twin, run: Path) -> str:
