@@ -12,6 +12,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := trainer models data_pipeline eval tools sightline.py
 
+# The tests on a cluster mostly wait, so one process more than cores; each takes up to 3 GB.
+WORKERS := $(shell echo $$(( $$(nproc) < 3 ? $$(nproc) + 1 : 4 )))
+
 # A killed build of a DeepSpeed op leaves a lock on which every later start hangs; keep builds with the environment.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export TOKENIZERS_PARALLELISM := false
@@ -30,7 +33,7 @@ demo: $(READY)
 	$(BIN)/sightline demo runs/quickstart/bundle --examples runs/quickstart/world/held_out/images
 
 test: $(READY)
-	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --no-loadscope-reorder
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --no-loadscope-reorder
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -q -m "not slow"

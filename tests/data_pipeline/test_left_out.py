@@ -16,8 +16,9 @@ from data_pipeline.index import QUARANTINE_FILE, ShardIndex
 from data_pipeline.index_build import build_index
 from data_pipeline.tar import read_members
 from models.errors import InputError, run_cli
-from tests.data_pipeline.test_bad_input import open_epoch, run_out
+from tests.data_pipeline.test_bad_input import open_epoch
 from tests.support.shards import caption_sample, write_set, write_tar
+from tests.support.streams import keys_left
 from tools.shards.__main__ import main
 
 KEYS = [f"{n:06d}" for n in range(4)]
@@ -130,7 +131,7 @@ def test_one_broken_tar_of_many_stops_nothing_and_is_said(tmp_path: Path, capsys
     said = capsys.readouterr()
     assert said.out.startswith("shard-000007.tar\t000014\tcut short")
     assert "0 of 58 samples are broken; 1 more were left out" in said.err
-    seen = run_out(open_epoch(folder, tmp_path / "q.jsonl"))
+    seen = keys_left(open_epoch(folder, tmp_path / "q.jsonl"))
     assert sorted(seen) == [f"{n:06d}" for n in range(60) if n not in (14, 15)]
     assert run_cli(main, ["index", str(folder), "--quiet", "--jobs", "1", "--bad-share-limit", "0.01"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -27,6 +27,7 @@ def write_checkpoint(
     saver = Saver(root, Ranks(), keep=1000, token="test")
     saver.begin(step, fragments=fragments, given=given, state=state)
     fault = saver.finish()
+    saver.close()  # what it removes beside the loop would take the next one's files for left-overs
     if fault:
         raise OSError(fault)
     return root / name_of(step)

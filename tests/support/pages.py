@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from tests.support.bundles import make_bundle, picture
 
@@ -21,10 +23,11 @@ def running_page(folder: Path, *, with_examples: bool = False) -> Iterator[str]:
         examples.append(folder / f"{kind}.png")
         picture(kind).save(examples[-1])
     (folder / "kept").mkdir()
-    page = Page(predictor, folder / "kept", examples)
-    try:
-        yield page.launch(
-            server_name="127.0.0.1", prevent_thread_lock=True, allowed_paths=[str(path) for path in examples]
-        )
-    finally:
-        page.blocks.close(verbose=False)
+    with patch.dict(os.environ, GRADIO_TEMP_DIR=str(folder / "kept")):
+        page = Page(predictor, folder / "kept", examples)
+        try:
+            yield page.launch(
+                server_name="127.0.0.1", prevent_thread_lock=True, allowed_paths=[str(path) for path in examples]
+            )
+        finally:
+            page.blocks.close(verbose=False)

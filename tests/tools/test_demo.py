@@ -127,6 +127,11 @@ def test_a_bad_file_is_one_line_on_a_page_that_lives(
     assert len(texts(ask(client, handle_file(photo), "What is it?")[-1])) == 2
 
 
+def test_a_picture_that_was_cleared_away_is_asked_for_again(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not here any more"):
+        check_picture(tmp_path / "gone.png")
+
+
 def test_too_many_bytes_are_refused_by_the_server(client: Client, tmp_path: Path, photo: Path) -> None:
     (tmp_path / "huge.png").write_bytes(bytes(21_000_000))
     with pytest.raises(Exception, match=r"(?i)size|413|large"):

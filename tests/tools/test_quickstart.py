@@ -173,9 +173,11 @@ def test_what_another_command_began_is_cleared_and_what_the_same_one_began_is_no
 def test_the_keyboard_ends_what_runs_and_the_next_run_goes_on(tmp_path: Path) -> None:
     """Ctrl-C in a real process: the step's own child must be gone with it."""
     script = f"""
+import signal
 from pathlib import Path
 from tools.quickstart.runner import Runner
 from tools.quickstart.steps import Step
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
 folder = Path({str(tmp_path)!r})
 command = ("/bin/sh", "-c", f"echo $$ > {{folder}}/pid; sleep 60; touch {{folder}}/made")
 Runner(folder, [Step("long", command, (folder / "made",))]).run()

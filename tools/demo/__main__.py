@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> int:
 
     examples = find_examples(arguments.examples) if arguments.examples else []
     with tempfile.TemporaryDirectory(prefix="sightline-demo-") as folder:
+        # gradio's own place is one for all of a machine's pages, which clear it of each other's pictures.
+        os.environ["GRADIO_TEMP_DIR"] = folder
         page = Page(predictor, Path(folder), examples)
         try:
             url = page.launch(

@@ -22,11 +22,13 @@ _SHOWN_BY_BROWSERS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"
 
 def check_picture(path: Path) -> None:
     """Raise InputError, in one line, unless `path` is a picture within the page's limits."""
-    data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= MAX_BYTES else None
+    except OSError as error:
+        raise InputError(f"the picture is not here any more ({error.strerror}): give it once more") from error
     if data is None:
-        raise InputError(
-            f"the file has {path.stat().st_size / 1e6:.0f} MB: take one of at most {MAX_BYTES / 1e6:.0f} MB"
-        )
+        raise InputError(f"the file has {size / 1e6:.0f} MB: take one of at most {MAX_BYTES / 1e6:.0f} MB")
     width, height = header_size(io.BytesIO(data))
     if width * height > MAX_PIXELS:
         raise InputError(f"the picture has {width} x {height} pixels: take at most {MAX_PIXELS / 1e6:.0f} million")

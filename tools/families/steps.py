@@ -55,8 +55,7 @@ class Sizes(Config):
     num_scenes: int = 9000
     num_held_out: int = 500
     num_scored: int = 500
-    clip_steps: int = 400
-    """More than the quickstart's, which is on the edge of telling shapes apart."""
+    clip_steps: int | None = None
     vit_steps: int | None = None
     language_steps: int | None = None
     overrides: tuple[str, ...] = ()

@@ -40,7 +40,7 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
 
 def _add_clip(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("world", type=Path, nargs="?", help="a folder that `world` made; none with --captions")
-    _add_pretraining(parser, steps=250, batch_size=128)
+    _add_pretraining(parser, steps=400, batch_size=128)
     photos = parser.add_argument_group("photos in place of a world")
     photos.add_argument("--captions", type=Path, metavar="FILE.json", help="a list of {file_name, caption}")
     photos.add_argument("--images", type=Path, metavar="DIR", help="where the photos lie")
