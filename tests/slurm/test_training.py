@@ -221,6 +221,8 @@ def _another_job_to_the_end(run: Run, cluster: MiniSlurm) -> None:
     first_log = run.stage / "logs" / "rank_00000.log"
     wait_until("the old rank stops", lambda: "another start has taken this run over" in first_log.read_text(), 90)
     cluster.nodes[cut_off].link("up")
+    cluster.kill_slurmd(cut_off)  # at its start it hears at once which jobs it should not have any more
+    cluster.start_slurmd(cut_off)
 
     assert cluster.wait_for(run.job, "COMPLETED", "FAILED", timeout_s=120)["JobState"] == "COMPLETED", run.log
     started_s = time.monotonic()
