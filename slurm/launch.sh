@@ -59,7 +59,7 @@ look_back() {
     touch "$job/starts"
     newest=$(find "$directory/checkpoints" -maxdepth 1 -name 'step_*' -printf '%f\n' | sort | tail -n 1)
     newest=${newest:-nothing}
-    idle=$(tac "$job/starts" | awk -v now="$newest" '$2 != now { exit } { n++ } END { print n + 0 }')
+    idle=$(awk -v now="$newest" '{ n = $2 == now ? n + 1 : 0 } END { print n + 0 }' "$job/starts")
     if [ "$idle" -gt "${SIGHTLINE_MAX_IDLE:-3}" ]; then
         stop "$idle starts in a row came no further than $newest; see $directory/logs" 1
     fi
@@ -70,7 +70,7 @@ look_back() {
 # What the ranks find in their environment.
 set_environment() {
     local end
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # head would end before scontrol has
     MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + restart) % 20000)) # the last start's may not be free yet
     export MASTER_ADDR MASTER_PORT
     end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)

@@ -39,7 +39,7 @@ bad_nodes() {
     local node noted state bad=()
     for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
         noted=$job/ended/$restart/$node
-        state=$(sinfo --noheader --nodes "$node" --format %T | head -n 1)
+        state=$(sinfo --noheader --nodes "$node" --format %T | sed -n 1p)
         if [[ $state =~ ^(down|fail|drain|error)|\*$ ]]; then
             bad+=("$node")
         elif [ -f "$noted" ] && grep -qvE '^(0|75|76|77)$' "$noted"; then

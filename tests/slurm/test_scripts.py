@@ -57,7 +57,7 @@ class Login:
         self.calls = folder / "calls"
         self.shim("srun", 'case "$*" in *tools.snapshot*) while [ "$1" != python ]; do shift; done; exec "$@" ;; esac')
         self.shim(
-            "scontrol", 'if [ "$2" = hostnames ]; then printf "node7\\nnode8\\n"; else echo " JobState=FAILED"; fi'
+            "scontrol", 'if [ "$2" = hostnames ]; then echo node7; sleep 0.1; echo node8; else echo " JobState=FAILED"; fi'
         )
         self.shim("squeue", "echo 2031-01-01T00:00:00")
         self.shim("sinfo", "echo idle")
@@ -98,10 +98,10 @@ def login(tmp_path: Path) -> Login:
 @pytest.mark.parametrize(("script", "stage"), [("stage1.sh", "align"), ("stage2.sh", "lora")])
 def test_one_task_a_gpu_from_a_copy_of_the_code(login: Login, script: str, stage: str) -> None:
     run = login.checkout / "runs" / "x"
-    login.run(f"slurm/{script}", "recipes/llava15_tiny.yaml", f"run={run}", "seed=3")
+    done = login.run(f"slurm/{script}", "recipes/llava15_tiny.yaml", f"run={run}", "seed=3")
     job = run / "jobs" / "41"
     started = login.started()
-    assert started.startswith("--nodes=2 --ntasks-per-node=4 --cpus-per-task=16 ")
+    assert started.startswith("--nodes=2 --ntasks-per-node=4 --cpus-per-task=16 "), done.stdout + done.stderr
     words = f"{job}/recipe.yaml --stage {stage} run={run} seed=3"
     assert started.endswith(f"bash {job}/slurm/launch.sh task python {job}/trainer/main.py {words}")
     assert json.loads((job / "job.json").read_text())["overrides"] == [f"run={run}", "seed=3"]

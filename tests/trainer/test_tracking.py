@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -110,9 +112,10 @@ def test_every_sink_shows_each_step_of_a_killed_run_once(tmp_path: Path, monkeyp
 
 def test_memory_is_this_process_s() -> None:
     before = memory_metrics(torch.device("cpu"))["memory/rss_gb"]
-    held = torch.ones(50_000_000, dtype=torch.uint8)
-    after = memory_metrics(torch.device("cpu"))["memory/rss_gb"]
-    assert 0.03 < after - before < 0.2, held.numel()
+    with mmap.mmap(-1, 50_000_000) as held:  # pages of its own: an allocator may have some left
+        held.write(bytes(len(held)))
+        after = memory_metrics(torch.device("cpu"))["memory/rss_gb"]
+    assert 0.03 < after - before < 0.2
 
 
 def test_padding_is_counted(tmp_path: Path) -> None:
@@ -129,7 +132,10 @@ def test_on_a_terminal_one_line_is_rewritten(monkeypatch: pytest.MonkeyPatch) ->
         line = ProgressLine("toy/align")
         line.show(10, 0.25, METRICS)
         line.show(20, 0.5, METRICS)
-        shown = os.read(leader, 4096).decode()
+    shown = ""
+    with suppress(OSError):  # EIO: all is read, and the other side is closed
+        while True:  # one read may give a part of it
+            shown += os.read(leader, 4096).decode()
     os.close(leader)
     assert "\n" not in shown
     assert shown.count("\r\x1b[K") == 2
