@@ -56,9 +56,8 @@ class Login:
         self._shims.mkdir()
         self.calls = folder / "calls"
         self.shim("srun", 'case "$*" in *tools.snapshot*) while [ "$1" != python ]; do shift; done; exec "$@" ;; esac')
-        self.shim(
-            "scontrol", 'if [ "$2" = hostnames ]; then echo node7; sleep 0.1; echo node8; else echo " JobState=FAILED"; fi'
-        )
+        hostnames = "echo node7; sleep 0.1; echo node8"  # a reader that ends after the first would break its pipe
+        self.shim("scontrol", f'if [ "$2" = hostnames ]; then {hostnames}; else echo " JobState=FAILED"; fi')
         self.shim("squeue", "echo 2031-01-01T00:00:00")
         self.shim("sinfo", "echo idle")
 
