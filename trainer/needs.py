@@ -34,7 +34,7 @@ def _multi_token(objective: Objective, plan: TuningPlan, shape: ModelShape) -> N
 def _image_text(objective: Objective, plan: TuningPlan, shape: ModelShape) -> Needs:
     assert isinstance(objective, ImageText)
     pairs = shape.pairs
-    assert pairs is not None, "read_facts refuses another projector"
+    assert pairs is not None, "a recipe with another projector is refused"
     learns = not isinstance(plan.vision, Frozen)
     return lambda counts: pair_flops(shape.vision, pairs, objective.losses, counts, vision_learns=learns)
 

@@ -23,7 +23,7 @@ def expendable(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        print(f"warning: {file}: {error.strerror}; training goes on without it", flush=True)
+        print(f"warning: {file}: {error.strerror or error}; training goes on without it", flush=True)
 
 
 def write_page(file: Path, title: str, body: str, style: str = "") -> None:

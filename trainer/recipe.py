@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from models.config import ModelConfig
+from models.config import ModelConfig, QFormerProjector
 from models.errors import InputError
 from models.spec import Config
 from trainer.config import MultiToken, StageConfig, TrackingConfig
@@ -42,12 +42,17 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _heads_are_there_to_be_taught(self) -> Recipe:
+    def _objectives_find_the_parts_they_teach(self) -> Recipe:
         for name, stage in self.stages.items():
             if isinstance(stage.objective, MultiToken) and self.model.future is None:
                 raise ValueError(
                     f"stages.{name}.objective: multi_token teaches the heads of model.future, and there are none;"
                     " set it, say to {kind: parallel, num_tokens: 4}"
+                )
+            if stage.objective.reader == "projector" and not isinstance(self.model.projector, QFormerProjector):
+                raise ValueError(
+                    f"stages.{name}.objective: {stage.objective.kind} teaches a projector that reads text, and"
+                    f" model.projector.kind is {self.model.projector.kind}; set it to qformer"
                 )
         return self
 

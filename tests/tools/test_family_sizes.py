@@ -43,6 +43,11 @@ def test_parameters_are_as_many_as_claimed(
         assert claim in printed, printed
 
 
+def test_a_contrast_without_a_qformer_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert preflight("smollm_vit_qformer", "contrast", "model.projector={kind: mlp}") == 2
+    assert "image_text teaches a projector that reads text, and model.projector.kind is mlp" in capsys.readouterr().err
+
+
 def test_a_projector_s_shape_counts_the_rows_of_each_matrix() -> None:
     """By hand: 2 queries over 10 features of width 6, one layer of width 4 and 8, language width 5."""
     recipe: Recipe = load_recipe(REPOSITORY / "recipes" / "smollm_vit_qformer.yaml")

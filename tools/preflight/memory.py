@@ -68,7 +68,7 @@ def estimate(
     if element < FP32:
         parts["16-bit copies of what learns"] = float(element * trained)
     if isinstance(stage.objective, ImageText):
-        assert shape.pairs is not None, "read_facts refuses another projector"
+        assert shape.pairs is not None, "a recipe with another projector is refused"
         parts["activations"] = pair_activations(shape.pairs, stage.objective.losses, micro_batch, element)
     else:
         parts["activations"] = activations(shape, stage, micro_batch, element, num_recomputed)
