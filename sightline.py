@@ -1,31 +1,31 @@
-"""What a user of a bundle needs, in one import.
+"""The API for users of a bundle, in one import.
 
     import sightline
     model = sightline.load("runs/quickstart/bundle")
-    print(model.chat("photo.jpg", "What is in the picture?"))
+    print(model.chat("photo.jpg", "What is in the image?"))
 
-The names below are loaded when they are first used, so that the import itself is quick. Once transformers is imported,
-its Auto classes open every bundle, those with our own class (`models.registered`) among them.
+The names below are loaded when they are first used, so that the import itself is quick. Bundles with a class of our own
+(`models.registered`) open by `load`, and by transformers' Auto classes after `sightline.register()`.
 """
 
 from __future__ import annotations
 
-import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from sightline_packages import VERSION
+
 if TYPE_CHECKING:
     from eval.predictor import Decoding, Predictor, Query, Turn
-    from models.errors import InputError
+    from models.common.errors import InputError
 
-__all__ = ["Decoding", "InputError", "Predictor", "Query", "Turn", "load"]
+__all__ = ["Decoding", "InputError", "Predictor", "Query", "Turn", "load", "register"]
+
+__version__ = VERSION
 
 _HOMES = {
     "Decoding": "eval.predictor",
-    "InputError": "models.errors",
+    "InputError": "models.common.errors",
     "Predictor": "eval.predictor",
     "Query": "eval.predictor",
     "Turn": "eval.predictor",
@@ -39,59 +39,14 @@ def load(path: str | PathLike[str], *, device: str = "auto", verify: bool = True
     return Predictor.open(path, device=device, verify=verify, num_answers=num_answers)
 
 
-class _AfterTransformers(MetaPathFinder, Loader):
-    """Registers our class with transformers when somebody imports it, and not before."""
+def register() -> None:
+    """Make the classes of our bundles known to transformers, whose Auto classes then open them; `load` does so itself.
 
-    def __init__(self) -> None:
-        self._own: Any = None
+    Bundles of stock classes need none of it. Imports transformers.
+    """
+    from models.registered import register as register_classes
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """Stand between once, when transformers itself is asked for."""
-        if name != "transformers":
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        if spec is not None:
-            self._own, spec.loader = spec.loader, self
-        return spec
-
-    def create_module(self, spec: ModuleSpec) -> Any:
-        """As transformers' own loader makes it."""
-        return self._own.create_module(spec)
-
-    def exec_module(self, module: Any) -> None:
-        """Run transformers, then register."""
-        module.__spec__.loader = module.__loader__ = self._own
-        self._own.exec_module(module)
-        _register()
-
-
-class _AfterOurs(MetaPathFinder):
-    """Registers at the first import after our own modules, one of which brought transformers in, are whole."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Stand between until then; finds nothing itself."""
-        if not _are_ours_partial():
-            sys.meta_path.remove(self)
-            _register()
-
-
-def _are_ours_partial() -> bool:
-    ours = [module for name, module in list(sys.modules.items()) if name.startswith("models.")]
-    return any(getattr(module.__spec__, "_initializing", False) for module in ours)
-
-
-def _register() -> None:
-    if _are_ours_partial():
-        sys.meta_path.insert(0, _AfterOurs())
-    else:
-        import models.registered  # noqa: F401
-
-
-if "transformers" in sys.modules:
-    _register()
-else:
-    sys.meta_path.insert(0, _AfterTransformers())
+    register_classes()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Changes to a training picture, drawn anew each time it is seen: a random cut, a flip, colours.
+"""Augmentation of a training image, drawn anew each time it is seen: a random crop, a flip, colours.
 
-Owns the random numbers, which are a pure function of (seed, slot, n, place of the picture in its sample): neither
-workers nor ranks nor a resumption change them. Does not own fitting; what comes out is a picture like any other.
+Owns the random numbers, which are a pure function of (seed, slot, n, place of the image in its sample): the numbers of
+workers and ranks, and resuming, do not change them. Does not own fitting; what comes out is an image like any other.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from data_pipeline.config import PictureAugment
-from data_pipeline.sample import Draw
+from data_pipeline.config import ImageAugment
+from data_pipeline.sample import SampleRef
 
-_AUGMENT = 4  # named random stream, beside those of `order` and `mixture`
+_AUGMENT = 4  # named random stream, distinct from those of `order` and `mixture`
 _STRETCH = 4 / 3
-"""The cut's proportions differ from the picture's by so much at most (torchvision's RandomResizedCrop: 3/4 to 4/3)."""
+"""Largest change of the crop's aspect ratio relative to the image's (torchvision's RandomResizedCrop: 3/4 to 4/3)."""
 
 
 class Augmenter:
-    """Changes pictures as `PictureAugment` says."""
+    """Changes images as `ImageAugment` says."""
 
-    def __init__(self, config: PictureAugment, seed: int) -> None:
+    def __init__(self, config: ImageAugment, seed: int) -> None:
         self._config = config
         self._seed = seed
 
     @property
     def smallest_side_share(self) -> float:
-        """How much of a picture's shorter side a cut keeps at least."""
+        """The smallest share of an image's shorter side that a crop keeps."""
         smallest = self._config.crop_area[0]
         return math.sqrt(smallest / min(_STRETCH, 1 / smallest))
 
-    def __call__(self, picture: Image.Image, draw: Draw, place: int) -> Image.Image:
-        """The `place`-th picture of the sample of a draw, changed; upright RGB in and out."""
-        numbers = uniform(8, self._seed, draw.slot, draw.n, place)
+    def __call__(self, image: Image.Image, ref: SampleRef, place: int) -> Image.Image:
+        """The `place`-th image of a sample, changed; upright RGB in and out."""
+        numbers = uniform(8, self._seed, ref.slot, ref.n, place)
         cut, flip, colours = numbers[:4], numbers[4], numbers[5:]
-        picture = picture.crop(_box(picture.size, self._config.crop_area, cut))
+        image = image.crop(_box(image.size, self._config.crop_area, cut))
         if flip < self._config.flip:
-            picture = ImageOps.mirror(picture)
+            image = ImageOps.mirror(image)
         if self._config.colour:
             for enhance, number in zip(_ENHANCE, colours, strict=True):
-                picture = enhance(picture).enhance(1 + self._config.colour * (2 * number - 1))
-        return picture
+                image = enhance(image).enhance(1 + self._config.colour * (2 * number - 1))
+        return image
 
 
 _ENHANCE = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
@@ -57,10 +57,10 @@ def uniform(count: int, *key: int) -> list[float]:
 
 
 def _box(size: tuple[int, int], areas: tuple[float, float], numbers: Sequence[float]) -> tuple[int, int, int, int]:
-    """A cut of a share of the area, of nearly the picture's proportions, anywhere: (left, top, right, bottom).
+    """A random crop with nearly the image's aspect ratio: (left, top, right, bottom).
 
-    Four uniform numbers choose area, proportions and place. The proportions are bounded so that every share of the area
-    finds its cut.
+    Four uniform numbers choose area, aspect ratio and position. The aspect ratio is bounded so that every share of the
+    area has a crop.
     """
     area, stretch, left, top = numbers
     share = areas[0] + (areas[1] - areas[0]) * area

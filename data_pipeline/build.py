@@ -1,4 +1,4 @@
-"""Data configuration -> an open stream. The one constructor that a trainer calls.
+"""Data configuration -> an open stream. The only function that a trainer calls to get one.
 
 Owns the choice of parts and the fingerprint of everything the order depends on.
 """
@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.augment import Augmenter
 from data_pipeline.config import DataConfig, RowPacking
-from data_pipeline.encode import Encoder
+from data_pipeline.encode import Encoder, ImageHandling
+from data_pipeline.fetch import Fetcher
 from data_pipeline.index import ShardIndex
 from data_pipeline.mixture import Concatenation, Mixture, Plan
-from data_pipeline.read_ahead import ReadAhead
+from data_pipeline.read_ahead import MAX_LOCAL_RANKS, ReadAhead
+from data_pipeline.sample_order import OrderIdentity, SampleOrder
 from data_pipeline.source import open_index
 from data_pipeline.stream import Limits, RowStream
 from data_pipeline.templates import build_template
 from data_pipeline.tokens import Tokens
-from models.errors import InputError
-from models.spec import IMAGE_TOKEN, AnyResImage, ImageSpec, TextSpec
+from data_pipeline.unused import remarks
+from models.common.errors import InputError
+from models.spec import IMAGE_TOKEN, ImageSpec, TextSpec
+
+logger = logging.getLogger(__name__)
 
 
 def open_stream(
@@ -42,46 +48,57 @@ def open_stream(
     Args:
         tokenizer: a transformers tokenizer that holds `<image>` as one special token.
         num_slots: rows of the global batch: micro-batch x accumulation x world size.
-        slots: this rank's run of them.
+        slots: this rank's contiguous range of them.
         epochs: how often every sample is seen; None: without end.
 
     Raises:
         InputError: a source without shards or index, weights for some sources only, lengths that do not fit, a
-            tokenizer that lacks a token, choices about pictures that exclude each other.
+            tokenizer that lacks a token, image options that exclude each other.
     """
     _check_lengths(config, text)
-    _check_pictures(config, image)
+    _check_images(config, image)
     tokens = Tokens.of(tokenizer)
     if tokens.image_token_id != text.image_token_id:
         raise InputError(
             f"{IMAGE_TOKEN} is {tokens.image_token_id} in the tokenizer, {text.image_token_id} in the model"
         )
-    indexes = [open_index(source) for source in config.sources]
-    plan = build_plan(config, indexes, seed, num_slots)
+    order = build_order(config, [open_index(source) for source in config.sources], seed, num_slots)
+    for index in order.indexes:
+        num_ranks = min(MAX_LOCAL_RANKS, num_slots // len(slots))
+        index.read_at_once(num_open_shards(index, len(slots), config.shuffle_window), num_ranks)
+        for remark in remarks(index):
+            logger.info(remark)
     encoder = Encoder(
-        indexes,
-        plan,
-        template=build_template(config.template, tokens),
-        tokens=tokens,
-        image=image,
-        max_length=config.max_length,
-        scaled_jpeg=config.jpeg == "scaled",
-        augmenter=Augmenter(config.augment, seed) if config.augment is not None else None,
-        fewer_tiles=config.too_long == "fewer_tiles",
+        order.indexes,
+        build_template(config.template, tokens),
+        tokens,
+        image,
+        config.max_length,
+        ImageHandling(
+            scaled_jpeg=config.jpeg == "scaled",
+            augmenter=Augmenter(config.augment, seed) if config.augment is not None else None,
+            fewer_tiles=config.too_long == "fewer_tiles",
+        ),
+        config.control_tokens,
     )
+    encoder.control_tokens.without(config.control_tokens)
     return RowStream(
-        encoder,
-        plan,
-        fingerprint=order_fingerprint(config, indexes),
-        seed=seed,
-        num_slots=num_slots,
+        order,
+        Fetcher(encoder, config.num_workers),
         slots=slots,
         packing=config.packing,
-        num_workers=config.num_workers,
         epochs=epochs,
         limits=Limits(config.bad_share_limit, config.too_long == "error", quarantine),
-        read_ahead=ReadAhead(indexes, plan, num_slots // len(slots)),
+        read_ahead=ReadAhead(order, num_slots // len(slots)),
     )
+
+
+def num_open_shards(index: ShardIndex, num_slots: int, window: int) -> int:
+    """Tars that so many slots read at once: each goes through a window at a time, which lies in neighbouring tars."""
+    if not index.shard_sizes:
+        return 0
+    mean_size = max(1, len(index) // len(index.shard_sizes))
+    return min(len(index.shard_sizes), num_slots * (-(-window // mean_size) + 1))
 
 
 def _check_lengths(config: DataConfig, text: TextSpec) -> None:
@@ -94,8 +111,8 @@ def _check_lengths(config: DataConfig, text: TextSpec) -> None:
         )
 
 
-def _check_pictures(config: DataConfig, image: ImageSpec) -> None:
-    is_anyres = isinstance(image.fit, AnyResImage)
+def _check_images(config: DataConfig, image: ImageSpec) -> None:
+    is_anyres = image.fit.is_tiled
     if config.jpeg == "scaled" and is_anyres:
         raise InputError(
             "data.jpeg is scaled, which would change the size that AnyRes chooses tiles by: set jpeg: exact"
@@ -104,8 +121,18 @@ def _check_pictures(config: DataConfig, image: ImageSpec) -> None:
         raise InputError(f"data.too_long is fewer_tiles, but image fit {image.fit.kind} has one: set skip or error")
 
 
+def build_order(config: DataConfig, indexes: Sequence[ShardIndex], seed: int, num_slots: int) -> SampleOrder:
+    """The order of opened sources.
+
+    Raises:
+        InputError: an empty source, or weights for some sources only.
+    """
+    plan = build_plan(config, indexes, seed, num_slots)
+    return SampleOrder(indexes, plan, OrderIdentity(order_fingerprint(config, indexes), seed, num_slots))
+
+
 def build_plan(config: DataConfig, indexes: Sequence[ShardIndex], seed: int, num_slots: int) -> Plan:
-    """The order of one or several sources.
+    """The arithmetic of the order of one or several sources.
 
     Raises:
         InputError: an empty source, or weights for some sources only.
@@ -123,7 +150,7 @@ def build_plan(config: DataConfig, indexes: Sequence[ShardIndex], seed: int, num
 
 
 def order_fingerprint(config: DataConfig, indexes: Sequence[ShardIndex]) -> str:
-    """Changes with the samples, their mixture and the shuffle window: with whatever a stream's state relies on."""
+    """A digest of the samples, their mixture and the shuffle window: everything that a stream's state relies on."""
     facts = {
         "sources": [index.fingerprint for index in indexes],
         "weights": [source.weight for source in config.sources],

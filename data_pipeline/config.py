@@ -1,10 +1,12 @@
-"""The data part of a recipe: which shards, in which words, packed how.
+"""The data part of a recipe: which shards, under which chat template, packed how.
 
-Owns the typed values only. `data_pipeline.build` turns them into a stream.
+Owns only the typed values. `data_pipeline.build` makes a stream from them.
 """
 
 from __future__ import annotations
 
+import datetime
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -16,20 +18,26 @@ class SourceConfig(Config):
     """One shard set: the directory that `tools.shards` made, and its share among several sources."""
 
     path: str
-    """A directory, or an address (http, https, s3, …) below which its tars and `index/` lie; or some of its tars, with
-    braces: `data/set/train-{000000..000009}.tar`."""
+    """A directory, or an address (http, https, s3, …) with its tars and `index/`; or some of its tars, with
+    braces: `data/set/train-{000000..000009}.tar`.
+    """
     cache: str | None = None
-    """Where copies of a set at an address lie; by default below ~/.cache/sightline."""
-    cache_gb: Annotated[float, Field(gt=0)] = 100
-    """Tars of this set beyond so many gigabytes are evicted from the cache, longest unused first."""
-    weight: Annotated[float, Field(gt=0)] | None = None
+    """The directory for copies of a remote set; by default below ~/.cache/sightline."""
+    cache_gb: Annotated[float, Field(gt=0, le=1e9)] = 100
+    """The cache's limit for this set's tars in GB; the least recently used are evicted first."""
+    weight: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Share of the draws, relative to the other sources; given for all sources or for none."""
 
 
 class PlainTemplate(Config):
-    """Picture, text, newline: no roles. LLaVA's first stage."""
+    """Image, text, newline: no roles. LLaVA's first stage."""
 
     kind: Literal["plain"] = "plain"
+    opening: str | None = None
+    """What every sample begins with, behind the begin token where the tokenizer adds one. None: nothing where it does,
+    else the first token of the tokenizer's own chat template. A language model parks attention on its first position
+    (Xiao et al. 2023, arXiv:2309.17453), where a new projector's features make gradients that bf16 cannot carry.
+    """
 
 
 class VicunaTemplate(Config):
@@ -52,14 +60,30 @@ class Llama3Template(Config):
     system: str | None = None
 
 
+def _is_day(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        raise ValueError("write the day as YYYY-MM-DD")
+    return datetime.date.fromisoformat(text).isoformat()
+
+
 class TokenizerTemplate(Config):
-    """The chat template that lies in the tokenizer's own files."""
+    """The chat template in the tokenizer's own files."""
 
     kind: Literal["tokenizer"] = "tokenizer"
+    date: Annotated[str, AfterValidator(_is_day)] | None = None
+    """The day (YYYY-MM-DD) for a template that writes the present date; needed there, and without effect elsewhere."""
+    opening: str = ""
+    """Put before what the template prints, for one that prints the user's text, so the image, at the very front."""
+
+
+class ModelTemplate(Config):
+    """The chat template that lies in the directory of a published model, images as the parts of a turn."""
+
+    kind: Literal["model"] = "model"
 
 
 class PairTemplate(Config):
-    """A picture and its text, for an objective that reads each by itself (image_text): what the user says is left out.
+    """An image and its text, for an objective that reads each separately (image_text): user turns are left out.
 
     Only the end token is a target, so that a pair counts as one.
     """
@@ -68,19 +92,19 @@ class PairTemplate(Config):
 
 
 TemplateConfig = Annotated[
-    PlainTemplate | VicunaTemplate | ChatmlTemplate | Llama3Template | TokenizerTemplate | PairTemplate,
+    PlainTemplate | VicunaTemplate | ChatmlTemplate | Llama3Template | TokenizerTemplate | ModelTemplate | PairTemplate,
     Field(discriminator="kind"),
 ]
 
 
 class PadPacking(Config):
-    """One sample a row; the batch is padded to its longest row."""
+    """One sample per row; the batch is padded to its longest row."""
 
     kind: Literal["pad"] = "pad"
 
 
 class RowPacking(Config):
-    """Several samples a row of at most `row_tokens` tokens, best fit among `lookahead` waiting samples."""
+    """Several samples per row of at most `row_tokens` tokens, best fit among `lookahead` waiting samples."""
 
     kind: Literal["pack"] = "pack"
     row_tokens: Annotated[int, Field(gt=0)]
@@ -88,7 +112,7 @@ class RowPacking(Config):
 
 
 class GroupPacking(Config):
-    """One sample a row; rows of one global batch are of like length, chosen among `lookahead` samples of each slot."""
+    """One sample per row; a global batch's rows have similar lengths, chosen among `lookahead` samples of each slot."""
 
     kind: Literal["group"] = "group"
     lookahead: Annotated[int, Field(gt=0)] = 16
@@ -103,33 +127,36 @@ def _in_order(areas: tuple[float, float]) -> tuple[float, float]:
     return areas
 
 
-class PictureAugment(Config):
-    """Changes to training pictures, drawn anew each time a picture is seen. The defaults change nothing."""
+class ImageAugment(Config):
+    """Changes to training images, drawn anew each time an image is seen. The defaults change nothing."""
 
     kind: Literal["picture"] = "picture"
     crop_area: Annotated[tuple[float, float], Field(strict=False), AfterValidator(_in_order)] = (1.0, 1.0)
-    """A random cut keeps between these shares of the area; its proportions change by 4/3 at most."""
+    """A random crop keeps between these shares of the area; its aspect ratio changes by 4/3 at most."""
     colour: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Brightness, contrast and saturation each change by this share at most."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of pictures mirrored left to right. Mirrored text cannot be read, and left becomes right."""
+    """Share of images mirrored left to right. Mirroring makes text unreadable and swaps left and right."""
 
 
 class DataConfig(Config):
-    """What a stage learns from. Sources without weights are one set, every sample of which is seen once an epoch."""
+    """A stage's training data. Sources without weights form one set, each of whose samples is seen once per epoch."""
 
     sources: Annotated[tuple[SourceConfig, ...], Field(strict=False, min_length=1)]
     template: TemplateConfig
+    control_tokens: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Control tokens that answers may write, `<think>` for one: all others are text where the data spell them."""
     packing: PackingConfig = PadPacking()
     max_length: Annotated[int, Field(gt=1)]
     """Longest sample in tokens, image tokens included. Nothing is ever cut."""
     jpeg: Literal["exact", "scaled"] = "exact"
     """`scaled` decodes JPEGs at 1/2, 1/4 or 1/8 where that leaves enough: faster, and not bit for bit what a bundle's
     processor makes."""
-    augment: PictureAugment | None = None
+    augment: ImageAugment | None = None
     too_long: Literal["error", "skip", "fewer_tiles"] = "skip"
-    """What becomes of a sample longer than that. `fewer_tiles`, under AnyRes: its pictures get the largest canvases
-    that fit; where none does, it is skipped."""
+    """What to do with a sample longer than `max_length`. `fewer_tiles`, under AnyRes: its images get the largest
+    canvases that fit; where none does, it is skipped.
+    """
     shuffle_window: Annotated[int, Field(gt=0)] = 4096
     num_workers: Annotated[int, Field(ge=0)] = 2
     bad_share_limit: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -1,121 +1,162 @@
-"""The worker's function: a draw -> tokens and pixels, or the reason why not.
+"""The worker's function: a reference to a sample -> its tokens and pixels, or the reason why it cannot be used.
 
-Owns putting the parts together for one sample. It is a pure function of the draw; it keeps nothing between calls but
-open files and caches.
+Owns encoding one sample. It is a pure function of the reference; only open files and caches persist between calls.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from data_pipeline.augment import Augmenter
-from data_pipeline.images import open_picture
+from data_pipeline.control_tokens import ControlTokens
+from data_pipeline.images import open_image
 from data_pipeline.index import ShardIndex
-from data_pipeline.mixture import Plan
 from data_pipeline.record import Record, read_record
-from data_pipeline.sample import BadSample, Draw, Encoded, TileArray, TokenArray
+from data_pipeline.sample import BadSample, Encoded, SampleRef, TileArray, TokenArray
 from data_pipeline.templates import Template
 from data_pipeline.tiles import fit_tiles, shrink_to_budget
 from data_pipeline.tokens import Tokens
-from models.errors import InputError
+from models.common.errors import InputError, single_line
 from models.spec import IGNORE_INDEX, ImageSpec, num_image_tokens
 
-PictureSizes = tuple[tuple[int, int], ...]
+ImageSizes = tuple[tuple[int, int], ...]
 
 
+class Encoding(NamedTuple):
+    """An encoded record: the fields of an `Encoded` except its reference."""
+
+    input_ids: TokenArray  # [L]
+    labels: TokenArray  # [L]
+    tiles: TileArray  # [T, S, S, 3]
+    image_sizes: ImageSizes
+    """(height, width) of each image before resizing."""
+    num_shrunk: int
+    """Number of images that got fewer tiles."""
+
+
+@dataclass(frozen=True)
+class ImageHandling:
+    """Changes to images that only training makes. The default changes nothing."""
+
+    scaled_jpeg: bool = False
+    """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where that leaves enough."""
+    augmenter: Augmenter | None = None
+    fewer_tiles: bool = False
+    """Under AnyRes, give images fewer tiles where the sample would be too long."""
+
+    def smallest_side(self, size: int) -> int | None:
+        """How many pixels of an image's shorter side a decoder must keep for squares of `size`; None: all."""
+        if not self.scaled_jpeg:
+            return None
+        kept = self.augmenter.smallest_side_share if self.augmenter is not None else 1.0
+        return math.ceil(size / kept)
+
+
+@dataclass(frozen=True)
 class Encoder:
-    """Draw -> `Encoded`, or `BadSample` with the reason. Pickles into a worker."""
+    """`SampleRef` -> `Encoded`, or `BadSample` with the reason. Pickles into a worker."""
 
-    def __init__(
-        self,
-        indexes: Sequence[ShardIndex],
-        plan: Plan,
-        *,
-        template: Template,
-        tokens: Tokens,
-        image: ImageSpec,
-        max_length: int,
-        scaled_jpeg: bool = False,
-        augmenter: Augmenter | None = None,
-        fewer_tiles: bool = False,
-    ) -> None:
-        self.indexes = tuple(indexes)
-        self.plan = plan
-        self.template = template
-        self.tokens = tokens
-        self.image = image
-        self.max_length = max_length
-        self._augmenter = augmenter
-        self._fewer_tiles = fewer_tiles
-        kept = augmenter.smallest_side_share if augmenter is not None else 1.0
-        self._at_least = math.ceil(image.size / kept) if scaled_jpeg else None
+    indexes: Sequence[ShardIndex]
+    """The sources, in the recipe's order."""
+    template: Template
+    tokens: Tokens
+    image: ImageSpec
+    max_length: int
+    """Longest sample in tokens, image tokens included."""
+    handling: ImageHandling = ImageHandling()
+    kept_control_tokens: tuple[str, ...] = ()
+    """Control tokens that answers may write; all others are text where the data spell them."""
 
-    def __call__(self, draw: Draw) -> Encoded | BadSample:
-        """Read, decode and tokenize the sample of a draw."""
-        source, sample = self.plan.locate(draw.slot, draw.n)
-        index = self.indexes[source]
-        shard, key = index.shard_of(sample), index.key_of(sample)
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """What stays text where a turn spells it."""
         try:
-            ids, labels, tiles, sizes, num_shrunk = self.encode_record(read_record(index.read(sample)), draw)
+            jinja = self.template.jinja()
+        except InputError:  # pairs are no chat
+            jinja = ""
+        return ControlTokens.of(self.tokens.protected, self.tokens.special, jinja)
+
+    @cached_property
+    def _control_tokens_of_answers(self) -> ControlTokens:
+        return self.control_tokens.without(self.kept_control_tokens)
+
+    def __call__(self, ref: SampleRef) -> Encoded | BadSample:
+        """Read, decode and tokenize a sample.
+
+        Whatever a decoder, the tokenizer or the template raises on one sample costs that sample.
+        """
+        try:
+            files = self.indexes[ref.source].read(ref.sample)
         except InputError as error:
-            return BadSample(draw, shard, key, str(error))
-        if len(ids) > self.max_length:
-            reason = f"{len(ids)} tokens, more than max_length {self.max_length}"
-            return BadSample(draw, shard, key, reason, kind="too_long")
-        return Encoded(draw, shard, key, ids, labels, tiles, sizes, num_shrunk)
+            return BadSample(ref, str(error))
+        try:
+            encoding = self.encode_record(read_record(files), ref)
+        except InputError as error:
+            return BadSample(ref, str(error))
+        except Exception as error:  # TypeError of a tokenizer, a template's own error, MemoryError of a decoder ...
+            return BadSample(ref, f"{type(error).__name__}: {single_line(error)}")
+        num_tokens = len(encoding.input_ids)
+        if num_tokens > self.max_length:
+            return BadSample(ref, f"{num_tokens} tokens, more than max_length {self.max_length}", kind="too_long")
+        return Encoded(ref, *encoding)
 
-    def name_of(self, draw: Draw) -> tuple[str, str]:
-        """(shard, key) of a draw's sample, which is not read."""
-        source, sample = self.plan.locate(draw.slot, draw.n)
-        return self.indexes[source].shard_of(sample), self.indexes[source].key_of(sample)
-
-    def encode_record(
-        self, record: Record, draw: Draw | None = None
-    ) -> tuple[TokenArray, TokenArray, TileArray, PictureSizes, int]:
-        """Ids [L], labels [L], tiles [T, S, S, 3], (height, width) of each picture, and how many got fewer tiles.
+    def encode_record(self, record: Record, ref: SampleRef | None = None) -> Encoding:
+        """Tokens and pixels of a record, however long.
 
         Args:
-            draw: whose random numbers change the pictures, where the data are augmented; None leaves them as they are.
+            ref: seeds the augmentation, if there is any; None turns it off.
 
         Raises:
-            InputError: a picture that cannot be decoded, or a sample in which nothing is to be learnt.
+            InputError: an image that cannot be decoded, several where the model takes one, or a sample without a
+                target.
         """
-        ids, labels = self.tokens.encode_segments(self.template.segments(record.turns))
+        turns = [replace(turn, text=self._control_tokens_of(turn.role).mark(turn.text)) for turn in record.turns]
+        if len(record.images) > 1 and self.image.takes_one_image:
+            raise InputError(
+                f"{len(record.images)} images: of several, LLaVA-OneVision makes other squares, which are not trained"
+            )
+        ids, labels = self.tokens.encode_segments(self.template.segments(turns))
         if not np.any(labels[1:] != IGNORE_INDEX):
             raise InputError("nothing in it is a target: the answers are empty")
-        pictures, num_shrunk = [self._open(payload, draw, place) for place, payload in enumerate(record.pictures)], 0
-        if self._fewer_tiles:
+        images, num_shrunk = [self._open(payload, ref, place) for place, payload in enumerate(record.images)], 0
+        if self.handling.fewer_tiles:
             num_text = int(np.count_nonzero(ids != self.tokens.image_token_id))
-            pictures, num_shrunk = shrink_to_budget(pictures, self.image, self.max_length - num_text)
+            images, num_shrunk = shrink_to_budget(images, self.image, self.max_length - num_text)
         nothing = np.empty((0, self.image.size, self.image.size, 3), dtype=np.uint8)
-        tiles = np.concatenate([nothing, *(fit_tiles(picture, self.image) for picture in pictures)])
-        costs = [num_image_tokens(self.image, picture.width, picture.height) for picture in pictures]
+        tiles = np.concatenate([nothing, *(fit_tiles(image, self.image) for image in images)])
+        costs = [num_image_tokens(self.image, image.width, image.height) for image in images]
         ids, labels = expand_images(ids, labels, self.tokens.image_token_id, costs)
-        return ids, labels, tiles, tuple((picture.height, picture.width) for picture in pictures), num_shrunk
+        return Encoding(ids, labels, tiles, tuple((image.height, image.width) for image in images), num_shrunk)
 
-    def _open(self, payload: bytes, draw: Draw | None, place: int) -> Image.Image:
-        """A picture of the sample, changed by the draw's random numbers where the data are augmented."""
-        picture = open_picture(payload, at_least=self._at_least)
-        if self._augmenter is None or draw is None:
-            return picture
-        return self._augmenter(picture, draw, place)
+    def _control_tokens_of(self, role: str) -> ControlTokens:
+        return self._control_tokens_of_answers if role == "assistant" else self.control_tokens
+
+    def _open(self, payload: bytes, ref: SampleRef | None, place: int) -> Image.Image:
+        """The `place`-th image of a sample, augmented with the draw's random numbers where the recipe asks for it."""
+        image = open_image(payload, at_least=self.handling.smallest_side(self.image.size))
+        if self.handling.augmenter is None or ref is None:
+            return image
+        return self.handling.augmenter(image, ref, place)
 
 
 def expand_images(
     ids: TokenArray, labels: TokenArray, image_token_id: int, costs: Sequence[int]
 ) -> tuple[TokenArray, TokenArray]:
-    """Repeat each image token as often as its picture costs.
+    """Repeat each image token once for each token of its image.
 
     Raises:
-        InputError: the numbers of image tokens and pictures differ.
+        InputError: the numbers of image tokens and images differ.
     """
     places = np.flatnonzero(ids == image_token_id)
     if len(places) != len(costs):
-        raise InputError(f"{len(costs)} pictures, but {len(places)} image tokens after the chat template")
+        raise InputError(f"{len(costs)} images, but {len(places)} image tokens after the chat template")
     repeats = np.ones(len(ids), dtype=np.int64)
     repeats[places] = costs
     return np.repeat(ids, repeats), np.repeat(labels, repeats)

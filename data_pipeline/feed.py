@@ -1,4 +1,4 @@
-"""Rows -> micro-batches on the device, the next one collated and copied while the present one computes.
+"""Rows -> micro-batches on the device, the next one collated and copied while the current one computes.
 
 Owns when a copy begins and when it is waited for. Does not own what is in a batch (`batch`).
 
@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from data_pipeline.batch import TENSORS, Batch, collate
+from data_pipeline.batch import Batch, collate
 from data_pipeline.sample import Row
 from models.spec import TextSpec
 
 
 def feed(parts: Iterable[Sequence[Row]], text: TextSpec, device: torch.device) -> Iterator[Batch]:
-    """The micro-batches of `parts`, on `device`, at most one ahead of the one handed out.
+    """The micro-batches of `parts`, on `device`; at most one beyond those that the caller has taken is started.
 
     On a GPU the copies run on a stream of their own, from page-locked memory; elsewhere they are plain.
     """
@@ -39,7 +39,7 @@ def feed(parts: Iterable[Sequence[Row]], text: TextSpec, device: torch.device) -
 
 
 def _begin_copy(batch: Batch, device: torch.device, copies: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event]:
-    """Copy beside the computation. PyTorch keeps the page-locked memory until the copy is done."""
+    """Start a copy that overlaps with the computation. PyTorch keeps the page-locked memory until the copy is done."""
     with torch.cuda.stream(copies):
         moved = batch.pin_memory().to(device, non_blocking=True)
         return moved, copies.record_event()
@@ -47,8 +47,8 @@ def _begin_copy(batch: Batch, device: torch.device, copies: torch.cuda.Stream) -
 
 def _end_copy(batch: Batch, done: torch.cuda.Event) -> Batch:
     """Make the computation wait for this copy alone; its memory is not reused while the computation reads it."""
-    present = torch.cuda.current_stream(batch.input_ids_BL.device)
+    present = torch.cuda.current_stream(batch.device)
     present.wait_event(done)
-    for name in TENSORS:
-        getattr(batch, name).record_stream(present)
+    for tensor in batch.tensors():
+        tensor.record_stream(present)
     return batch

@@ -1,10 +1,11 @@
-"""Runs the encoder on draws, in worker processes or inline, and hands results back by name.
+"""Runs the encoder on references to samples, in worker processes or inline, and hands results back by reference.
 
-Owns the process pool. Workers are stateless functions draw -> sample: how many there are, and which one took a draw,
-changes nothing but the time it takes.
+Owns the process pool. Workers are stateless functions reference -> sample: how many there are, and which one took a
+reference, changes nothing but the time it takes.
 
-A job's signals reach every process of it (Slurm's scancel and time limit, the keyboard). Only the main process answers
-them: it saves, and tells its workers to go. They are deaf from their first instruction on, and end when it is gone.
+A job's signals (Slurm's scancel and time limit, Ctrl-C) reach each of its processes. Only the main process handles
+them: it saves, and ends its workers. Workers ignore them from their first instruction on, and end when the main process
+is gone.
 """
 
 from __future__ import annotations
@@ -18,110 +19,102 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Protocol, runtime_checkable
 
-from data_pipeline.sample import BadSample, Draw, Encoded
+from data_pipeline.sample import BadSample, Encoded, SampleRef
+from models.common.cores import unbound
 
 Result = Encoded | BadSample
-Encode = Callable[[Draw], Result]
-
-
-@runtime_checkable
-class Naming(Protocol):
-    """An encoder that can say which sample a draw is without reading it."""
-
-    def name_of(self, draw: Draw) -> tuple[str, str]:
-        """(shard, key) of a draw."""
-        ...
+Encode = Callable[[SampleRef], Result]
 
 
 RUN_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""What a run is asked to stop by."""
+"""Signals that ask a run to stop."""
 
 _encode: Encode | None = None  # a worker's own copy, set once by `_start_worker`
 
 
 def _start_worker(encode: Encode, parent: int) -> None:
-    """A worker leaves signals that mean the run to the main process, and ends when that is gone."""
+    """Ignore signals, which the main process handles, and watch for its end."""
     global _encode  # noqa: PLW0603 - the executor offers no other place for a worker's own value
     _encode = encode
     for ignored in RUN_SIGNALS:
         signal.signal(ignored, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """End this process once its parent was killed: an executor's worker would wait for work for ever."""
+def _exit_after(parent: int) -> None:
+    """End this process once its parent is gone: an executor's worker would wait for work without end."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
-def _run(draw: Draw) -> Result:
+def _run(ref: SampleRef) -> Result:
     assert _encode is not None
-    return _encode(draw)
+    return _encode(ref)
 
 
 class _Worker(SpawnProcess):
-    """A worker process: a pool that breaks ends the others by `terminate`, which they do not hear."""
+    """A worker process. A pool that breaks ends the others by `terminate`, whose SIGTERM they ignore."""
 
     def terminate(self) -> None:
-        """End at once."""
+        """Send SIGKILL instead."""
         self.kill()
 
 
 class _Workers(SpawnContext):
-    """Workers are spawned: forking a process that holds CUDA or threads is not safe."""
+    """Workers are spawned, not forked: forking a process that holds CUDA or threads is not safe."""
 
     Process = _Worker
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes that are started inside (workers, and the standard library's tracker of semaphores) get no RUN_SIGNALS.
+def _signals_blocked() -> Iterator[None]:
+    """Processes started inside (workers, and the resource tracker of multiprocessing) inherit blocked RUN_SIGNALS.
 
-    They inherit the mask. A signal to this process waits for the end of the block.
+    They inherit all of this process's cores, too. A signal to this process waits for the end of the block.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, RUN_SIGNALS)
     try:
-        yield
+        with unbound():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Fetcher:
-    """Results of draws, asked for ahead of time where there are workers.
+    """Encodes samples by reference, ahead of time where there are workers. Processes start with the first request.
 
-    A worker that dies (killed for memory, or crashed in a decoder) takes its pool with it: the pool is made anew and
-    what was under way is asked for again. A draw that is alone in a fresh pool when the pool dies is the culprit and
-    comes back as a `BadSample`.
+    A worker that dies (killed for memory, or crashed in a decoder) breaks its pool: a new pool is made and what was
+    pending is submitted again. A sample that is alone in a new pool when that breaks is the cause and is returned as a
+    `BadSample`.
     """
 
     def __init__(self, encode: Encode, num_workers: int) -> None:
         self._encode = encode
-        self._num_workers = num_workers
+        self.num_workers = num_workers
         self._pool: ProcessPoolExecutor | None = None
-        self._pending: dict[Draw, Future[Result]] = {}
+        self._pending: dict[SampleRef, Future[Result]] = {}
 
-    def prefetch(self, draw: Draw) -> None:
-        """Begin on a draw; without workers there is nothing to do yet."""
-        if self._num_workers and draw not in self._pending:
-            self._pending[draw] = self._submit(draw)
+    def prefetch(self, ref: SampleRef) -> None:
+        """Start encoding a sample; without workers this does nothing."""
+        if self.num_workers and ref not in self._pending:
+            self._pending[ref] = self._submit(ref)
 
-    def result(self, draw: Draw) -> Result:
-        """The sample of a draw; waits for it."""
-        if not self._num_workers:
-            return self._encode(draw)
-        self.prefetch(draw)
+    def result(self, ref: SampleRef) -> Result:
+        """The encoded sample, or a `BadSample`; waits for the worker."""
+        if not self.num_workers:
+            return self._encode(ref)
+        self.prefetch(ref)
         try:
-            found = self._pending[draw].result()
+            found = self._pending[ref].result()
         except BrokenProcessPool:
-            found = self._after_a_death(draw)
-        del self._pending[draw]
+            found = self._retry_alone(ref)
+        del self._pending[ref]
         return found
 
     def forget(self) -> None:
-        """Drop everything that was asked for ahead."""
+        """Cancel every pending request."""
         for future in self._pending.values():
             future.cancel()
         self._pending.clear()
@@ -133,19 +126,19 @@ class Fetcher:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
-    def _submit(self, draw: Draw) -> Future[Result]:
+    def _submit(self, ref: SampleRef) -> Future[Result]:
         if self._pool is None:
-            self._pool = self._new_pool(self._num_workers)
+            self._pool = self._new_pool(self.num_workers)
         try:
-            with _deaf():  # the executor starts a process where none is idle
-                return self._pool.submit(_run, draw)
+            with _signals_blocked():  # the executor starts a process where none is idle
+                return self._pool.submit(_run, ref)
         except BrokenProcessPool:
             broken: Future[Result] = Future()
-            broken.set_exception(BrokenProcessPool("the pool broke before this draw was taken"))
+            broken.set_exception(BrokenProcessPool("the pool broke before this sample was taken"))
             return broken
 
     def _new_pool(self, num_workers: int) -> ProcessPoolExecutor:
-        with _deaf():
+        with _signals_blocked():
             return ProcessPoolExecutor(
                 num_workers,
                 mp_context=_Workers(),
@@ -153,21 +146,20 @@ class Fetcher:
                 initargs=(self._encode, os.getpid()),
             )
 
-    def _after_a_death(self, draw: Draw) -> Result:
-        """Try the draw alone, then ask again for everything else that was under way."""
-        waiting = [other for other in self._pending if other != draw]
+    def _retry_alone(self, ref: SampleRef) -> Result:
+        """Encode the sample in a pool of one, then submit again whatever else was pending."""
+        waiting = [other for other in self._pending if other != ref]
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool = None
         with self._new_pool(1) as alone:
             try:
-                with _deaf():
-                    future = alone.submit(_run, draw)
+                with _signals_blocked():
+                    future = alone.submit(_run, ref)
                 found = future.result()
             except BrokenProcessPool:
                 reason = "the worker process died on this sample, twice (out of memory, or a crash in a decoder)"
-                shard, key = self._encode.name_of(draw) if isinstance(self._encode, Naming) else ("", "")
-                found = BadSample(draw, shard, key, reason)
+                found = BadSample(ref, reason)
         for other in waiting:
             self._pending[other] = self._submit(other)
         return found

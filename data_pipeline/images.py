@@ -1,17 +1,15 @@
-"""Pictures: any file a person may have -> the uint8 square that the vision encoder takes.
+"""Images: any image file -> the uint8 square that the vision encoder takes.
 
-Owns what training and serving must do alike: orientation, colour modes, bombs, fitting. Does not own scaling to
-[0, 1] and normalising, which happen on the device.
+Owns what training and serving must do in the same way: orientation, colour modes, decompression bombs, fitting. Does
+not own scaling to [0, 1] and normalising, which happen on the device.
 
-`open_picture` turns every file into an upright RGB picture:
-- EXIF orientation is applied;
-- alpha and transparent palettes are laid over white; CMYK, YCbCr and LAB go through Pillow's conversion;
-- 16-bit grey keeps its upper eight bits, floating point is read as [0, 1] (or [0, 255] where it exceeds 1);
+`open_image` turns every file into an upright RGB image:
+- EXIF orientation is applied, and colours become RGB (`data_pipeline.colours`);
 - of an animation the first frame is taken;
-- more than `MAX_PIXELS` is refused from the header, before anything is decoded.
+- what is beyond `data_pipeline.limits` is refused from the header, before anything is decoded.
 
 `fit` equals transformers' `CLIPImageProcessorPil` (crop) and `LlavaImageProcessorPil` with `do_pad` (pad, `mean`)
-bit for bit before they rescale. No stock processor pads a centred picture with black under a mean that is not black.
+bit for bit before they rescale. No stock processor pads a centred image with black under a mean that is not black.
 """
 
 from __future__ import annotations
@@ -19,160 +17,185 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
-from models.errors import InputError
-from models.spec import AnyResImage, CropImage, ImageSpec, PadImage
+from data_pipeline import limits
+from data_pipeline.colours import in_colour, orientation, upright
+from data_pipeline.image_kinds import IMAGE_EXTENSIONS, cannot_be_read, image_kind
+from data_pipeline.limits import ImageError
+from models.common.errors import single_line
+from models.spec import ImageSpec
 
-PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "jp2", "avif", "ppm"})
+__all__ = ["FORMATS", "IMAGE_EXTENSIONS", "ImageError", "check_header", "fit", "header_size", "open_image", "to_rgb"]
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "PPM")
 """Decoders that may run. Formats that start other programs (EPS) are not among them."""
 
-MAX_PIXELS = 100_000_000
-"""A decoded picture of this size takes 300 MB; a 12-megapixel photograph has an eighth."""
+_VERTICAL_FIRST = 100
+"""Beyond this ratio of height to width Pillow may resize vertically first, which rounds differently; whether it does so
+depends on the window that is asked for (https://github.com/python-pillow/Pillow/pull/9524). So such an image is
+resized.
+"""
+
+_STRIP_PIXELS = 1 << 20
+"""Pixels of a padded square at a time."""
 
 
-class PictureError(InputError):
-    """A picture that cannot be read."""
+@cache
+def has_heic() -> bool:
+    """Whether pillow-heif is installed; it is then told to Pillow."""
+    try:
+        from pillow_heif import register_heif_opener  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _formats() -> tuple[str, ...]:
+    return (*FORMATS, "HEIF") if has_heic() else FORMATS
+
+
+def _head(source: bytes | Path | str) -> bytes:
+    if isinstance(source, bytes):
+        return source[:32]
+    with Path(source).open("rb") as stream:
+        return stream.read(32)
+
+
+def _looks_like(head: bytes) -> str:
+    """What a file that no decoder takes looks like."""
+    if not head:
+        return "it is empty"
+    if kind := image_kind(head):
+        return f"it begins like {kind.upper()} and goes on like nothing known"
+    if head.lstrip()[:1] == b"<":
+        return "it is a page of HTML or XML, not an image"
+    return f"it is no image of a known kind; it begins with {head[:12]!r}"
 
 
 def header_size(stream: BinaryIO) -> tuple[int, int]:
-    """(width, height) as the file's header says, before orientation; (0, 0) where it cannot be read."""
+    """(width, height) from the file's header, before orientation; (0, 0) where it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(stream, formats=FORMATS) as picture:
-                return picture.size
-    except Exception:  # decoders raise anything on hostile bytes; the reader will name the sample
+            with Image.open(stream, formats=_formats()) as image:
+                return image.size
+    except Exception:  # decoders may raise any exception on malformed bytes; the reader will name the sample
         return 0, 0
 
 
-def open_picture(source: bytes | Path | str, *, at_least: int | None = None) -> Image.Image:
-    """Decode a file or its bytes to an upright RGB picture, as the module's docstring says.
+def open_image(source: bytes | Path | str, *, at_least: int | None = None) -> Image.Image:
+    """Decode a file or its bytes to an upright RGB image, as described in the module's docstring.
 
     Args:
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps so many pixels,
-            which is several times faster and changes pixels; docs/data.md says by how much.
+            which is several times faster and changes pixels; docs/data.md gives the size of the change.
 
     Raises:
-        PictureError: not a picture, damaged, cut short, or larger than `MAX_PIXELS`.
+        ImageError: not an image, damaged, cut short, or beyond `data_pipeline.limits`.
     """
-    where = "picture" if isinstance(source, bytes) else str(source)
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    with _opened(source) as image:
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
+        with limits.MEMORY.taken(limits.bytes_needed(image)):
+            image.seek(0)
+            image.load()
+            turned, found = orientation(image), in_colour(image)
+            if found is not image:
+                image.close()  # of a large image a turned copy is made next
+            return upright(found, turned)
+
+
+def check_header(source: bytes | Path | str) -> tuple[int, int]:
+    """Raise ImageError, as `open_image` would, for what a file's size and header say; nothing is decoded.
+
+    Returns:
+        Its pixels, and the bytes that `open_image` takes for it at most.
+    """
+    with _opened(source) as image:
+        return image.width * image.height, limits.bytes_needed(image)
+
+
+@contextmanager
+def _opened(source: bytes | Path | str) -> Iterator[Image.Image]:
+    """The image of a file within the limits, not yet decoded; whatever opening or decoding raises is an ImageError."""
+    where = "image" if isinstance(source, bytes) else str(source)
     try:
+        limits.check_bytes(len(source) if isinstance(source, bytes) else Path(source).stat().st_size, where)
+        head = _head(source)
+        if reason := cannot_be_read(head, heic=has_heic()):
+            raise ImageError(f"{where} is {reason}")
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(stream, formats=FORMATS) as picture:
-                _refuse_bomb(picture, where)
-                if at_least is not None:
-                    picture.draft(None, (at_least, at_least))
-                picture.seek(0)
-                picture.load()
-                return to_rgb(picture)
-    except PictureError:
+            with Image.open(stream, formats=_formats()) as image:
+                limits.check_size(*image.size, where)
+                limits.check_decoder(image, where)
+                yield image
+    except ImageError:
         raise
     except FileNotFoundError:
-        raise PictureError(f"no picture at {where}") from None
-    except Exception as error:  # decoders raise anything on hostile bytes: struct.error, SyntaxError, ValueError …
-        raise PictureError(f"{where} cannot be decoded: {type(error).__name__}: {_one_line(error)}") from None
+        raise ImageError(f"no image at {where}") from None
+    except UnidentifiedImageError:  # its own message is the address of a buffer
+        raise ImageError(f"{where} cannot be decoded: {_looks_like(head)}") from None
+    except Exception as error:  # decoders raise anything on malformed bytes: struct.error, SyntaxError, ValueError …
+        raise ImageError(f"{where} cannot be decoded: {type(error).__name__}: {single_line(error)}") from None
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """A decoded picture, upright and in RGB: what `open_picture` makes of a file."""
-    return _to_rgb(_upright(picture))
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image, upright and in RGB, as `open_image` returns it."""
+    return upright(in_colour(image), orientation(image))
 
 
-def _refuse_bomb(picture: Image.Image, where: str) -> None:
-    width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise PictureError(f"{where} has {width} x {height} pixels; more than {MAX_PIXELS} are refused")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """Apply EXIF orientation; a damaged EXIF block says nothing."""
-    try:
-        is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(picture) if is_turned else picture
-    except Exception:
-        return picture
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        return _deep_grey(picture)
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _deep_grey(picture: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and floating-point grey to eight bits; Pillow's own conversion would clip them to white."""
-    values = np.nan_to_num(np.asarray(picture).astype(np.float64))
-    if picture.mode == "F":
-        eight_bit = values * 255 if values.max(initial=0.0) <= 1 else values
-    else:
-        is_deep = picture.mode.startswith("I;16") or values.max(initial=0.0) > 255
-        eight_bit = values // 256 if is_deep else values
-    return Image.fromarray(np.clip(eight_bit, 0, 255).astype(np.uint8)).convert("RGB")
-
-
-def fit(picture: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
-    """An RGB picture as one square [S, S, 3], by the rule of `spec.fit`; several tiles are `tiles.fit_tiles`'s.
+def fit(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
+    """An RGB image as one square [S, S, 3], by the rule of `spec.fit`; for several tiles use `tiles.fit_tiles`.
 
     Raises:
-        PictureError: so long and thin that the fitted picture would not fit into memory.
+        ImageError: so long and thin that the fitted image would not fit into memory.
     """
-    assert not isinstance(spec.fit, AnyResImage), "AnyRes makes several squares"
-    if isinstance(spec.fit, CropImage):
-        return _crop(picture, spec.size)
-    return _pad(picture, spec.size, pad_colour(spec.fit, spec.mean))
+    assert not spec.fit.is_tiled, "AnyRes makes several squares"
+    if spec.fit.kind == "stretch":
+        return np.asarray(image.resize((spec.size, spec.size), Image.Resampling.BICUBIC))
+    colour = spec.fit.padding(spec.mean)
+    return _crop(image, spec.size) if colour is None else _pad(image, spec.size, colour)
 
 
-def pad_colour(rule: PadImage, mean: tuple[float, float, float]) -> tuple[int, int, int]:
-    """Colour of the padding, eight bits a channel, rounded down as LLaVA does."""
-    if rule.colour == "black":
-        return 0, 0, 0
-    red, green, blue = (int(channel * 255) for channel in mean)
-    return red, green, blue
-
-
-def _crop(picture: Image.Image, size: int) -> NDArray[np.uint8]:
+def _crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Shorter side to `size` (the longer rounded down), then the central square.
 
-    What is cut off is not computed where Pillow allows that without changing a bit.
+    The part that is cropped away is not computed where Pillow can skip it without changing a bit.
     """
-    width, height = picture.size
+    width, height = image.size
     new_long = int(size * max(width, height) / min(width, height))
-    _refuse_thread(picture, size * new_long)
+    limits.check_fitted(width, height, size * new_long)
     start = (new_long - size) // 2
     first, end = exact_window(start, start + size, max(width, height), new_long)
+    if height > _VERTICAL_FIRST * width:
+        first, end = 0, new_long
     scale = max(width, height) / new_long
     skip = slice(start - first, start - first + size)
     if width <= height:
         box: tuple[float, float, float, float] = (0, first * scale, width, end * scale)
-        return np.asarray(picture.resize((size, end - first), Image.Resampling.BICUBIC, box))[skip]
+        return np.asarray(image.resize((size, end - first), Image.Resampling.BICUBIC, box))[skip]
     box = (first * scale, 0, end * scale, height)
-    return np.asarray(picture.resize((end - first, size), Image.Resampling.BICUBIC, box))[:, skip]
+    return np.asarray(image.resize((end - first, size), Image.Resampling.BICUBIC, box))[:, skip]
 
 
 def exact_window(start: int, end: int, length: int, new_length: int) -> tuple[int, int]:
     """The smallest range around [start, end) of a resized side whose edges Pillow's `box` can express exactly.
 
     Pillow takes the box in single precision: an edge that is not a dyadic fraction of the source would shift every
-    filter by a hair and change pixels by one. 640 x 480 needs nothing around; a side that shares no factor needs all.
+    filter slightly and change pixels by one. 640 x 480 needs no margin. A side that shares no factor with its resized
+    length needs the whole side.
     """
     step = new_length // math.gcd(length, new_length)
     step //= step & -step  # powers of two cost nothing
@@ -181,19 +204,19 @@ def exact_window(start: int, end: int, length: int, new_length: int) -> tuple[in
     return (first, last) if np.array_equal(edges.astype(np.float32), edges) else (0, new_length)
 
 
-def _pad(picture: Image.Image, size: int, colour: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Centre on a square of `colour`, then resize to `size`."""
-    width, height = picture.size
-    side = max(width, height)
-    _refuse_thread(picture, side * side)
-    if width != height:
-        square = Image.new("RGB", (side, side), colour)
-        square.paste(picture, ((side - width) // 2, (side - height) // 2))
-        picture = square
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+def _pad(image: Image.Image, size: int, colour: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Centre on a square of `colour`, then resize to `size`.
 
-
-def _refuse_thread(picture: Image.Image, num_pixels: int) -> None:
-    if num_pixels > 2 * MAX_PIXELS:
-        width, height = picture.size
-        raise PictureError(f"a picture of {width} x {height} pixels is too long and thin to be made a square")
+    Pillow resizes the rows of a square, then its columns. So the square itself, of a long image far larger than the
+    image, need not be made: rows of the image, padded, are resized a strip at a time.
+    """
+    side = max(image.size)
+    limits.check_fitted(*image.size, size * side)
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    columns = Image.new("RGB", (size, side), colour)
+    for start in range(0, image.height, rows := max(1, _STRIP_PIXELS // side)):
+        end = min(start + rows, image.height)
+        strip = Image.new("RGB", (side, end - start), colour)
+        strip.paste(image.crop((0, start, image.width, end)), (left, 0))
+        columns.paste(strip.resize((size, end - start), Image.Resampling.BICUBIC), (0, top + start))
+    return np.asarray(columns.resize((size, size), Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""A shard set on disk: a directory of tars and, in `index/`, where every member of every sample lies.
+"""A shard set on disk: a directory of tars and, in `index/`, the location of every member of every sample.
 
 Owns the index's layout and reading samples by offset with their checksum. Does not own building it
 (`data_pipeline.index_build`) nor what the bytes mean (`data_pipeline.record`).
@@ -9,16 +9,14 @@ Owns the index's layout and reading samples by offset with their checksum. Does 
     SET/index/samples.npy           [N+1] first member, begin of the key in keys.npy          N samples, M members
     SET/index/members.npy           [M]   offset, size, crc32, extension's number, width, height
     SET/index/keys.npy              [..]  keys, UTF-8, end to end
-    SET/quarantine.jsonl            what was left out, if anything: shard, key, reason
+    SET/quarantine.jsonl            samples left out, if any: shard, key, reason
 
-The arrays are memory-mapped: opening costs the same for a thousand samples as for ten million. A sample's rows are
-taken out as one slice, and its members are read with one call: that is what makes reading fast.
+The arrays are memory-mapped: opening costs the same for a thousand samples as for ten million. A sample's rows are one
+slice, and its members are read with one call, which makes reading fast.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,12 +28,13 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.index_meta import INDEX_FOLDER, IndexMeta, check_room, read_meta
 from data_pipeline.remote import RemoteSet
-from models.errors import InputError
+from data_pipeline.tar_bytes import DamagedSampleError, TarBytes
+from models.common.documents import Text
+from models.common.errors import InputError
+from models.common.files import read_lines
 
-INDEX_VERSION = 1
-INDEX_FOLDER = "index"
-META_FILE = f"{INDEX_FOLDER}/meta.json"
 QUARANTINE_FILE = "quarantine.jsonl"
 SAMPLE_FIELDS = [("first_member", "<u8"), ("key_start", "<u8")]
 MEMBER_FIELDS = [
@@ -51,17 +50,15 @@ ARRAYS: Mapping[str, np.dtype[Any]] = {
     "members": np.dtype(MEMBER_FIELDS),
     "keys": np.dtype("|u1"),
 }
-_MAX_OPEN_SHARDS = 64
+_LEFT_OUT: Any = dict[Text, Text]
 _MAX_GAP_BYTES = 16 * 1024
-"""Members of a sample with less than this between them are read with one call."""
-
-
-class DamagedSampleError(InputError):
-    """The bytes on disk are not those that were indexed."""
+"""Members of a sample less than this many bytes apart are read with one call."""
+_MAX_MEMBERS = 1 << 16
+"""Files of one sample, beyond which an index is damaged."""
 
 
 class Member(NamedTuple):
-    """One file of a sample. `width` and `height` are 0 where it is not a picture."""
+    """One file of a sample. `width` and `height` are 0 where it is not an image."""
 
     extension: str
     offset: int
@@ -73,7 +70,7 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SampleEntry:
-    """Where one sample lies."""
+    """The location of one sample: its shard, key and members."""
 
     shard: str
     key: str
@@ -81,54 +78,76 @@ class SampleEntry:
 
 
 class ShardIndex:
-    """An opened shard set. Cheap to pickle: a worker opens it again by its path.
-
-    Args:
-        folder: where the set lies, or where copies of a remote one are to lie.
-        remote: where its files come from if they are not there.
-        selection: the tars that count, in this order; None: all of them, in the index's order.
-
-    Raises:
-        InputError: no index, another version, an index that does not fit the tars beside it, or a tar selected that
-            the index lacks.
-    """
+    """An opened shard set; `ShardIndex.open` opens one. Cheap to pickle: a worker opens it again from its path."""
 
     def __init__(
-        self, folder: Path | str, remote: RemoteSet | None = None, selection: tuple[str, ...] | None = None
+        self,
+        folder: Path,
+        meta: IndexMeta,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        remote: RemoteSet | None = None,
+        selection: tuple[str, ...] | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = folder
         self.remote, self._selection = remote, selection
-        meta = _read_meta(self.folder)
         all_names: list[str] = [shard["name"] for shard in meta["shards"]]
         all_sizes: list[int] = [shard["num_samples"] for shard in meta["shards"]]
-        chosen = _places(self.folder, all_names, selection)
+        chosen = _places(folder, all_names, selection)
         self.shard_names: list[str] = [all_names[place] for place in chosen]
         self.shard_sizes: list[int] = [all_sizes[place] for place in chosen]
         self.fingerprint: str = _selected(meta["fingerprint"], self.shard_names, all_names)
-        if remote is not None:
-            for name, num_bytes in meta["array_bytes"].items():
-                remote.copy(f"{INDEX_FOLDER}/{name}.npy", num_bytes)
         self._shard_bytes: dict[str, int] = {shard["name"]: shard["num_bytes"] for shard in meta["shards"]}
         self._extensions: list[str] = meta["extensions"]
         self._shard_ends: list[int] = np.cumsum(self.shard_sizes, dtype=np.int64).tolist()
         all_ends = np.cumsum(all_sizes, dtype=np.int64)
         self._shifts: list[int] = (all_ends[chosen] - np.array(self._shard_ends, dtype=np.int64)).tolist()
         """From a sample's number to its row, by shard: all 0 where every tar is selected."""
-        arrays = {name: _map_array(self.folder, name, dtype) for name, dtype in ARRAYS.items()}
         self._samples, self._members, self._keys = arrays["samples"], arrays["members"], arrays["keys"]
-        self._files: dict[str, int] = {}
+        self.tars = TarBytes(folder, remote, self._shard_bytes)
+        self._at_once = (0, 1)
         if len(self._samples) != sum(all_sizes) + 1:
-            raise InputError(f"{self.folder}: the index does not fit its meta.json; run `tools.shards index` again")
+            raise InputError(f"{folder}: the index does not fit its meta.json; run `tools.shards index` again")
+
+    @classmethod
+    def open(
+        cls, folder: Path | str, remote: RemoteSet | None = None, selection: tuple[str, ...] | None = None
+    ) -> ShardIndex:
+        """Read a set's meta.json and map its arrays; no tar is opened before a sample of it is read.
+
+        Args:
+            folder: the set's directory, or the directory for copies of a remote set.
+            remote: the source of files that are not in `folder`.
+            selection: the tars to use, in this order; None: all of them, in the index's order.
+
+        Raises:
+            InputError: no index, another version, an index that does not match the tars next to it, or a tar selected
+                that the index lacks.
+        """
+        folder = Path(folder)
+        meta = read_meta(folder, ARRAYS)
+        _places(folder, [shard["name"] for shard in meta["shards"]], selection)  # before anything is copied
+        if remote is not None:
+            check_room(meta, remote.max_bytes, remote.url)
+            for name in ARRAYS:
+                remote.copy(f"{INDEX_FOLDER}/{name}.npy", meta["array_bytes"][name])
+        arrays = {name: _map_array(folder, name, dtype) for name, dtype in ARRAYS.items()}
+        return cls(folder, meta, arrays, remote=remote, selection=selection)
 
     def __len__(self) -> int:
         return int(self._shard_ends[-1]) if self._shard_ends else 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardIndex, (self.folder, self.remote, self._selection)
+        return _reopened, (self.folder, self.remote, self._selection, self._at_once)
 
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
+    def read_at_once(self, num_tars: int, num_ranks: int = 1) -> None:
+        """Prepare for reading so many tars in turn, in this process and in workers that get a copy.
+
+        Args:
+            num_ranks: how many ranks share a remote set's cache.
+        """
+        self._at_once = (num_tars, num_ranks)
+        self.tars.expect(num_tars, num_ranks)
 
     def shard_of(self, sample: int) -> str:
         """Name of the tar that holds a sample."""
@@ -141,7 +160,7 @@ class ShardIndex:
         return self._keys[start:end].tobytes().decode("utf-8", "surrogateescape")
 
     def entry(self, sample: int) -> SampleEntry:
-        """Everything the index knows of one sample."""
+        """The index entry of one sample."""
         return SampleEntry(self.shard_of(sample), self.key_of(sample), tuple(self._member_list(sample)))
 
     def read(self, sample: int) -> dict[str, bytes]:
@@ -155,30 +174,43 @@ class ShardIndex:
         length = members[-1].offset + members[-1].size - start
         if length > sum(member.size for member in members) + _MAX_GAP_BYTES * len(members):
             return {member.extension: self._checked(shard, member, *self._bytes(shard, member)) for member in members}
-        block = self._pread(shard, start, length)
+        block = self.tars.read(shard, start, length)
         return {member.extension: self._checked(shard, member, block, start) for member in members}
 
     def left_out(self) -> list[dict[str, str]]:
-        """Shard, key and reason of what the index holds not, because it could not be used when the set was indexed."""
+        """Shard, key and reason of each sample left out because it could not be used when the set was indexed."""
         path = self.folder / QUARANTINE_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return read_lines(path, _LEFT_OUT)
+
+    def count_members(self) -> dict[tuple[str, bool], int]:
+        """How many members there are of each (extension, whether it is an image); unselected tars are included."""
+        is_image = self._members["width"] > 0
+        found: dict[tuple[str, bool], int] = {}
+        for kind in (False, True):
+            counts = np.bincount(self._members["extension"][is_image == kind], minlength=len(self._extensions))
+            found |= {
+                (name, kind): count for name, count in zip(self._extensions, counts.tolist(), strict=True) if count
+            }
+        return found
+
+    def lists(self, shard: str) -> bool:
+        """Whether the index knows a tar, selected or not."""
+        return shard in self._shard_bytes
 
     def shard_bytes(self, shard: str) -> int:
         """Size of a tar as it was indexed."""
         return self._shard_bytes[shard]
 
     def copy_shard(self, shard: str) -> None:
-        """Have a remote tar's copy here; nothing to do for a local set.
+        """Copy a remote tar into the cache; does nothing for a local set, or where parts of tars are read.
 
         Raises:
-            RemoteError: it did not arrive.
+            RemoteError: the copy failed.
         """
-        if self.remote is not None:
-            self.remote.copy(shard, self._shard_bytes[shard])
+        self.tars.copy(shard)
 
     def _row(self, sample: int) -> int:
-        """A sample's place in samples.npy."""
+        """A sample's row in samples.npy."""
         return sample + self._shifts[bisect_right(self._shard_ends, sample)]
 
     def _member_list(self, sample: int) -> list[Member]:
@@ -186,23 +218,25 @@ class ShardIndex:
             raise IndexError(f"sample {sample} of {len(self)}")
         row = self._row(sample)
         (first, _), (end, _) = self._samples[row : row + 2].tolist()
-        names = self._extensions
+        names, shard = self._extensions, self.shard_of(sample)
+        if not 0 < end - first <= _MAX_MEMBERS or end > len(self._members):
+            raise DamagedSampleError(
+                f"{shard}: sample {sample} of its index has no members that can be; index it again"
+            )
+        rows = self._members[first:end].tolist()
+        end_byte, extension = max(row[0] + row[1] for row in rows), max(row[3] for row in rows)
+        if end_byte > self._shard_bytes[shard] or extension >= len(names):
+            raise DamagedSampleError(f"{shard}: the index of sample {sample} does not fit the tar; index it again")
         return [
             Member(names[extension], offset, size, crc32, width, height)
-            for offset, size, crc32, extension, width, height in self._members[first:end].tolist()
+            for offset, size, crc32, extension, width, height in rows
         ]
 
     def _bytes(self, shard: str, member: Member) -> tuple[bytes, int]:
-        return self._pread(shard, member.offset, member.size), member.offset
-
-    def _pread(self, shard: str, offset: int, length: int) -> bytes:
-        try:
-            return os.pread(self._descriptor(shard), length, offset)
-        except OSError as error:
-            raise DamagedSampleError(f"{shard}: cannot be read ({error.strerror})") from None
+        return self.tars.read(shard, member.offset, member.size), member.offset
 
     def _checked(self, shard: str, member: Member, block: bytes, start: int) -> bytes:
-        """The member's bytes out of a block that begins at `start`."""
+        """The member's bytes from a block that begins at `start`, checked against its crc32."""
         payload = block[member.offset - start : member.offset - start + member.size]
         if len(payload) != member.size:
             raise DamagedSampleError(
@@ -215,21 +249,18 @@ class ShardIndex:
             )
         return payload
 
-    def _descriptor(self, shard: str) -> int:
-        """An open file of the shard; the oldest is closed beyond a bounded number."""
-        if shard not in self._files:
-            if len(self._files) >= _MAX_OPEN_SHARDS:
-                os.close(self._files.pop(next(iter(self._files))))
-            try:
-                self.copy_shard(shard)
-                self._files[shard] = os.open(self.folder / shard, os.O_RDONLY)
-            except OSError as error:
-                raise DamagedSampleError(f"{shard}: cannot be opened ({error.strerror})") from None
-        return self._files[shard]
+
+def _reopened(
+    folder: Path, remote: RemoteSet | None, selection: tuple[str, ...] | None, at_once: tuple[int, int]
+) -> ShardIndex:
+    """A copy of an index in another process."""
+    index = ShardIndex.open(folder, remote, selection)
+    index.read_at_once(*at_once)
+    return index
 
 
 def _places(folder: Path, names: list[str], selection: tuple[str, ...] | None) -> list[int]:
-    """The places, among all tars, of those selected."""
+    """The indices of the selected tars among all tars."""
     if selection is None:
         return list(range(len(names)))
     known = {name: place for place, name in enumerate(names)}
@@ -250,22 +281,6 @@ def _selected(fingerprint: str, chosen: list[str], all_names: list[str]) -> str:
     if chosen == all_names:
         return fingerprint
     return sha256("\0".join([fingerprint, *chosen]).encode()).hexdigest()[:32]
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    path = folder / META_FILE
-    if not folder.is_dir():
-        raise InputError(f"no shard set at {folder}: make one with `python -m tools.shards make {folder} …`")
-    if not path.is_file():
-        raise InputError(f"{folder} has no index: run `python -m tools.shards index {folder}`")
-    try:
-        meta: dict[str, Any] = json.loads(path.read_text())
-        version = meta["version"]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{path} is damaged: run `python -m tools.shards index {folder}` again") from None
-    if version != INDEX_VERSION:
-        raise InputError(f"{path} has version {version}, this program reads {INDEX_VERSION}: index the set again")
-    return meta
 
 
 def _map_array(folder: Path, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """Builds the index of a shard set in one pass over its tars, several tars at a time.
 
-Owns the grouping of members into samples, what is left out of a set because it cannot be used, and the set's
+Owns the grouping of members into samples, which samples are left out because they cannot be used, and the set's
 fingerprint. `data_pipeline.index` owns the layout.
 """
 
@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,13 +22,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.images import PICTURE_EXTENSIONS, header_size
-from data_pipeline.index import ARRAYS, INDEX_FOLDER, INDEX_VERSION, QUARANTINE_FILE
+from data_pipeline.image_kinds import IMAGE_EXTENSIONS, image_kind
+from data_pipeline.images import header_size
+from data_pipeline.index import ARRAYS, QUARANTINE_FILE
+from data_pipeline.index_meta import INDEX_FOLDER, INDEX_VERSION
+from data_pipeline.record import images_problem
 from data_pipeline.tar import TarError, TarMember, read_members
-from models.errors import InputError
+from models.common.errors import InputError, single_line
+from models.common.files import new_directory, write_bytes
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 """WebDataset's own split: the key ends at the first dot of the file name."""
+
+_NUMBERED_TEXT = re.compile(r"^[0-9]+[.](txt|json)$")
 
 _MAX_MEMBER_BYTES = 2**30
 """One `pread` takes at most 2 GiB."""
@@ -50,25 +55,30 @@ class ShardTable:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason) of each sample that cannot be used."""
     breaks_off: bool = False
-    """Whether what follows the last sample cannot be read; the last of `left_out` says where and why."""
+    """Whether the tar cannot be read after the last sample; the last of `left_out` gives place and reason."""
 
 
 @dataclass(slots=True)
 class _Group:
-    """The members of one sample, as they come."""
+    """The members of one sample, in the tar's order."""
 
     key: str
     problem: str = ""
+    is_repeated: bool = False
+    """Whether the key came again with members that it had already; those are left out, the first ones stay."""
     members: list[tuple[int, int, int, str, int, int]] = field(default_factory=list)
+    heads: dict[str, bytes] = field(default_factory=dict)
+    """The first bytes of each member, by extension: what it is, whatever its name says."""
 
 
 def scan_shard(path: Path) -> ShardTable:
-    """Read one tar once: where its samples lie, their checksums, and the size of their pictures.
+    """Read one tar once: its samples' locations and checksums, and the sizes of their images.
 
-    A sample with a name that leaves the archive, a key or a member that came before, or a link is left out and named.
-    So is, where the tar breaks off, the sample at the break, of which members may be lost.
+    A sample is left out and named if a name leaves the archive, a key or member is repeated, a member is a link, or no
+    reader can use its images. Where the tar is cut short, so is the sample at the cut, since it may have lost members.
+    The members of a sample need not be adjacent: tars sorted by extension hold all images before all texts.
     """
-    table, group, seen = ShardTable(path.name, 0), _Group(""), set[str]()
+    table, groups, last = ShardTable(path.name, 0), dict[str, _Group](), ""
     try:
         table.num_bytes = path.stat().st_size
         with path.open("rb", buffering=0) as stream:
@@ -76,18 +86,29 @@ def scan_shard(path: Path) -> ShardTable:
                 key, extension = _split(member.name)
                 if not extension:
                     continue
-                if key != group.key:
-                    _close_group(table, group)
-                    group = _Group(key, f"the key {key!r} comes twice in the tar" if key in seen else "")
-                    seen.add(key)
-                _add_member(group, extension, member, stream.fileno())
-        _close_group(table, group)
-        if not seen:
+                group = groups.setdefault(key, _Group(key))
+                if key != last and extension in group.heads:
+                    table.left_out.append((key, f"the key {key!r} comes twice in the tar"))
+                    group.is_repeated = True
+                last = key
+                if not (group.is_repeated and extension in group.heads):
+                    _add_member(group, extension, member, stream.fileno())
+        if not groups:
             table.left_out.append(("", "the tar holds no samples (files named KEY.EXTENSION)"))
     except (TarError, OSError) as error:
-        table.breaks_off = True
-        table.left_out.append((group.key, str(error).removeprefix(f"{path}: ")))
+        _break_off(table, groups, last, str(error).removeprefix(f"{path}: "))
+    except Exception as error:  # one tar never costs the others
+        _break_off(table, groups, last, f"{type(error).__name__}: {single_line(error)}")
+    for group in groups.values():
+        _close_group(table, group)
     return table
+
+
+def _break_off(table: ShardTable, groups: dict[str, _Group], last: str, reason: str) -> None:
+    """Name the sample at which a tar breaks off; whatever of it was read may not be all."""
+    groups.pop(last, None)
+    table.breaks_off = True
+    table.left_out.append((last, reason))
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -103,8 +124,9 @@ def _add_member(group: _Group, extension: str, member: TarMember, descriptor: in
     if group.problem:
         return
     payload = os.pread(descriptor, member.size, member.offset)
-    is_picture = extension.rsplit(".", 1)[-1] in PICTURE_EXTENSIONS
-    width, height = header_size(io.BytesIO(payload)) if is_picture else (0, 0)
+    group.heads[extension] = payload[:32]
+    is_image = extension.rsplit(".", 1)[-1] in IMAGE_EXTENSIONS or image_kind(payload[:32]) is not None
+    width, height = header_size(io.BytesIO(payload)) if is_image else (0, 0)
     group.members.append((member.offset, member.size, zlib.crc32(payload), extension, width, height))
 
 
@@ -120,7 +142,8 @@ def _problem(group: _Group, extension: str, member: TarMember) -> str:
 
 
 def _close_group(table: ShardTable, group: _Group) -> None:
-    """Enter a sample that is whole, or name it."""
+    """Add a complete sample to the table, or add an incomplete one to `left_out`."""
+    group.problem = group.problem or _several_samples(group) or images_problem(group.heads)
     if group.problem:
         table.left_out.append((group.key, group.problem))
     elif group.members:
@@ -129,14 +152,25 @@ def _close_group(table: ShardTable, group: _Group) -> None:
         table.members += group.members
 
 
+def _several_samples(group: _Group) -> str:
+    """What is wrong where a key ends too early: `photo.001.jpg` and `photo.002.jpg` both have the key `photo`."""
+    texts = [name for name in group.heads if _NUMBERED_TEXT.match(name)]
+    if len(texts) < 2:
+        return ""
+    return (
+        f"{group.key}.{texts[0]} and {group.key}.{texts[1]} are one sample, since a key ends at the first dot; name"
+        f" them {group.key.rsplit('/', 1)[-1]}_{texts[0]}"
+    )
+
+
 def build_index(folder: Path, *, jobs: int = 1, progress: bool = False, bad_share_limit: float = 0.05) -> str:
     """Index every `*.tar` of a directory and return the set's fingerprint. Replaces an older index at the end.
 
-    What cannot be used is left out and named in `quarantine.jsonl` beside the index (shard, key, reason), which is
-    there only where there is something to name.
+    Unusable samples are left out and listed in `quarantine.jsonl` next to the index (shard, key, reason), which exists
+    only if there are any.
 
     Args:
-        bad_share_limit: tars that break off, or samples left out, beyond this share of all are an error.
+        bad_share_limit: if more than this share of tars is cut short, or of samples is left out, that is an error.
 
     Raises:
         InputError: no tars, no samples, or more than that share cannot be used.
@@ -153,7 +187,7 @@ def build_index(folder: Path, *, jobs: int = 1, progress: bool = False, bad_shar
 
 
 def write_quarantine(folder: Path, tables: list[ShardTable]) -> None:
-    """Name what is left out, or take an older list away."""
+    """Write the list of what is left out, or remove an older list."""
     lines = [
         json.dumps({"shard": table.name, "key": key, "reason": reason}, ensure_ascii=False)
         for table in tables
@@ -163,13 +197,11 @@ def write_quarantine(folder: Path, tables: list[ShardTable]) -> None:
     if not lines:
         path.unlink(missing_ok=True)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
-    temporary.rename(path)
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
 
 
 def _check_share(folder: Path, tables: list[ShardTable], limit: float) -> None:
-    """Refuse a set of which too much is left out."""
+    """Raise InputError where too much of the set is left out."""
     num_broken = sum(table.breaks_off or not table.keys for table in tables)
     num_samples, num_left_out = (
         sum(map(len, lists)) for lists in zip(*((t.keys, t.left_out) for t in tables), strict=True)
@@ -203,24 +235,31 @@ def _scan_all(paths: list[Path], jobs: int, progress: bool) -> Iterable[ShardTab
 
 
 def write_index(folder: Path, tables: list[ShardTable]) -> str:
-    """Write the arrays to a temporary sibling, then put them in place of `index/`."""
+    """Replace `index/` by the new arrays."""
     extensions = sorted({row[3] for table in tables for row in table.members})
     if len(extensions) > _MAX_EXTENSIONS:
         raise InputError(f"{folder}: {len(extensions)} different extensions; this is not a shard set")
     arrays = _arrays(tables, {extension: code for code, extension in enumerate(extensions)})
     shards = [{"name": table.name, "num_bytes": table.num_bytes, "num_samples": len(table.keys)} for table in tables]
+    return write_arrays(folder, arrays, shards, extensions)
+
+
+def write_arrays(
+    folder: Path, arrays: dict[str, NDArray[Any]], shards: list[dict[str, Any]], extensions: list[str]
+) -> str:
+    """Replace `index/` by these arrays; returns the set's fingerprint.
+
+    Args:
+        shards: name, num_bytes and num_samples of each, as meta.json has them, in the order of the samples.
+        extensions: by their numbers in the members.
+    """
     meta: dict[str, Any] = {"version": INDEX_VERSION, "shards": shards, "extensions": extensions}
     meta["fingerprint"] = _fingerprint(meta, arrays)
-    temporary = folder / f".{INDEX_FOLDER}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name, array in arrays.items():
-        np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-    meta["array_bytes"] = {name: (temporary / f"{name}.npy").stat().st_size for name in arrays}
-    (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-    final = folder / INDEX_FOLDER
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    with new_directory(folder / INDEX_FOLDER, is_shared=True) as temporary:
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+        meta["array_bytes"] = {name: (temporary / f"{name}.npy").stat().st_size for name in arrays}
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     return str(meta["fingerprint"])
 
 
@@ -243,7 +282,7 @@ def _arrays(tables: list[ShardTable], codes: dict[str, int]) -> dict[str, NDArra
 
 
 def _fingerprint(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> str:
-    """Changes with any byte of any sample, with keys and with the shards' names; not with where the set lies."""
+    """A digest of every sample's bytes and key and of the shards' names; independent of the set's location."""
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for name in ARRAYS:
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Several sources as one stream, by arithmetic: draw n of a slot -> (source, sample in that source).
+"""Several sources as one stream, by arithmetic: the n-th draw of a slot -> (source, sample in that source).
 
 Owns the choice of the source. Without weights the sources are one long set and an epoch holds every sample once; with
 weights every block of draws holds a fixed quota of each source, in a seeded order.
@@ -12,19 +12,23 @@ from typing import Protocol
 import numpy as np
 
 from data_pipeline.order import IntArray, Order, permutation
-from models.errors import InputError
+from models.common.errors import InputError
 
 BLOCK_DRAWS = 1000
-"""Draws in a block of the mixture: shares are exact to one part in 2,000 and hold over every such block."""
+"""Draws in a block of the mixture: shares are exact to 1/2,000 in every such block."""
 
-_MIXTURE = 3  # named random stream, beside those of `order`
+_MIXTURE = 3  # named random stream, distinct from those of `order`
 
 
 class Plan(Protocol):
-    """What an order of one or several sources offers."""
+    """Maps each draw to a source and a sample in it. `sample_order` adds the sample's name."""
 
     def locate(self, slot: int, n: int) -> tuple[int, int]:
         """(source, sample within the source) of the n-th draw of a slot."""
+        ...
+
+    def locate_all(self, slot: int, start: int, stop: int) -> tuple[IntArray, IntArray]:
+        """`locate` of the draws [start, stop) of a slot, as two columns."""
         ...
 
     def slot_length(self, slot: int) -> int:
@@ -46,13 +50,19 @@ class Concatenation:
         source = int(np.searchsorted(self._ends, sample, side="right"))
         return source, sample - (int(self._ends[source - 1]) if source else 0)
 
+    def locate_all(self, slot: int, start: int, stop: int) -> tuple[IntArray, IntArray]:
+        """See `Plan`."""
+        samples = self._order.samples(slot, start, stop)
+        sources = np.searchsorted(self._ends, samples, side="right")
+        return sources, samples - np.concatenate([[0], self._ends])[sources]
+
     def slot_length(self, slot: int) -> int:
         """See `Plan`."""
         return self._order.slot_length(slot)
 
 
 class Mixture:
-    """Sources with weights. Each goes round at its own pace; an "epoch" is as many draws as there are samples."""
+    """Sources with weights. A source starts over when it is used up; an epoch is as many draws as there are samples."""
 
     def __init__(
         self,
@@ -82,12 +92,25 @@ class Mixture:
         draw = block * int(self._quotas[source]) + int(ranks[inside])
         return source, self._orders[source].sample(slot, draw)
 
+    def locate_all(self, slot: int, start: int, stop: int) -> tuple[IntArray, IntArray]:
+        """See `Plan`."""
+        sources, samples = np.empty(stop - start, dtype=np.int64), np.empty(stop - start, dtype=np.int64)
+        for n in range(start - start % BLOCK_DRAWS, stop, BLOCK_DRAWS):
+            low, high = max(start, n), min(stop, n + BLOCK_DRAWS)
+            here, ranks = (column[low - n : high - n] for column in self._block(slot, n // BLOCK_DRAWS))
+            sources[low - start : high - start] = here
+            for source in np.unique(here).tolist():
+                draws = n // BLOCK_DRAWS * int(self._quotas[source]) + ranks[here == source]
+                found = self._orders[source].samples(slot, int(draws[0]), int(draws[-1]) + 1)
+                samples[low - start : high - start][here == source] = found
+        return sources, samples
+
     def slot_length(self, slot: int) -> int:
         """See `Plan`."""
         return sum(order.slot_length(slot) for order in self._orders)
 
     def _block(self, slot: int, block: int) -> tuple[IntArray, IntArray]:
-        """Source of each draw of a block, and how many draws of that source lie before it in the block."""
+        """Source of each draw of a block, and how many draws of that source precede it in the block."""
         cached = self._block_cache.get(slot)
         if cached is None or cached[0] != block:
             sources = self._sources[permutation(BLOCK_DRAWS, self.seed, _MIXTURE, slot, block)]

@@ -1,13 +1,15 @@
-"""The order of a stream as arithmetic: which sample is draw n of slot i. Nothing is remembered between calls.
+"""The order of a stream as arithmetic: which sample is the n-th draw of a slot. Results depend only on the arguments.
 
-Owns the permutation of shards, the cut into slots and the shuffle inside windows. Does not own mixing of sources
+Owns the permutation of shards, the cut into slots and the shuffle within windows. Does not own mixing of sources
 (`mixture`) nor reading.
+
+A slot is a row of the global batch with its own run of samples.
 
     epoch e:   shards in the order permuted by (seed, e)
                |--------slot 0--------|--------slot 1--------|--------slot 2--------|   contiguous ranges
                [window][window][wind] [window][window][wind] [window][window][wind]     shuffled inside
 
-Samples stay near their shard (reads are sequential within a window), an epoch holds every sample exactly once, and
+Samples of a shard stay together (reads are sequential within a window), an epoch holds every sample exactly once, and
 any draw is found without visiting the draws before it.
 """
 
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import InputError
+from models.common.errors import InputError
 
 IntArray = NDArray[np.int64]
 
@@ -26,7 +28,7 @@ _SHARDS, _WINDOW = 1, 2  # named random streams: what a permutation is for
 
 
 def permutation(length: int, *key: int) -> IntArray:
-    """A permutation of range(length) that depends on `key` alone.
+    """A permutation of range(length) that depends only on `key`.
 
     Sorts raw Philox words: numpy promises that a bit generator's words never change between its versions, which it
     does not promise for `Generator.permutation` (NEP 19).
@@ -47,11 +49,12 @@ class Order:
         self._sizes: IntArray = np.asarray(shard_sizes, dtype=np.int64)
         self._starts: IntArray = np.concatenate([[0], np.cumsum(self._sizes)])
         self.num_samples = int(self._starts[-1])
-        self._epoch_cache: tuple[int, IntArray, IntArray] | None = None
+        self._epoch_cache: dict[int, tuple[IntArray, IntArray]] = {}
+        """Two epochs: near the end of one, some slots are already in the next."""
         self._window_cache: dict[int, tuple[int, int, IntArray]] = {}
 
     def slot_start(self, slot: int) -> int:
-        """Where slot's range begins in the concatenation of an epoch's permuted shards."""
+        """The start of a slot's range in the concatenation of an epoch's permuted shards."""
         return slot * self.num_samples // self.num_slots
 
     def slot_length(self, slot: int) -> int:
@@ -69,19 +72,43 @@ class Order:
         position = self.slot_start(slot) + block * self.window + int(shuffled[inside])
         return self._at(epoch, position)
 
+    def samples(self, slot: int, start: int, stop: int) -> IntArray:
+        """The samples of draws [start, stop) of a slot: `sample` of each, a window at a time."""
+        length, parts, n = self.slot_length(slot), [], start
+        while n < stop:
+            epoch, offset = divmod(n, length)
+            block, inside = divmod(offset, self.window)
+            shuffled = self._window_permutation(slot, epoch, block, min(self.window, length - block * self.window))
+            taken = shuffled[inside : inside + stop - n]
+            parts.append(self._all_at(epoch, self.slot_start(slot) + block * self.window + taken))
+            n += len(taken)
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
     def _at(self, epoch: int, position: int) -> int:
         """The sample at `position` of the epoch's concatenation."""
-        if self._epoch_cache is None or self._epoch_cache[0] != epoch:
-            shards = permutation(len(self._sizes), self.seed, _SHARDS, epoch)
-            ends = np.cumsum(self._sizes[shards])
-            self._epoch_cache = (epoch, shards, ends)
-        _, shards, ends = self._epoch_cache
+        shards, ends = self._epoch(epoch)
         place = int(np.searchsorted(ends, position, side="right"))
         shard = int(shards[place])
         return int(self._starts[shard] + position - (ends[place] - self._sizes[shard]))
 
+    def _all_at(self, epoch: int, positions: IntArray) -> IntArray:
+        """`_at` of each."""
+        shards, ends = self._epoch(epoch)
+        places = np.searchsorted(ends, positions, side="right")
+        chosen = shards[places]
+        found: IntArray = self._starts[chosen] + positions - (ends[places] - self._sizes[chosen])
+        return found
+
+    def _epoch(self, epoch: int) -> tuple[IntArray, IntArray]:
+        """The shards in an epoch's order, and where each ends in their concatenation."""
+        if epoch not in self._epoch_cache:
+            shards = permutation(len(self._sizes), self.seed, _SHARDS, epoch)
+            latest = list(self._epoch_cache.items())[-1:]
+            self._epoch_cache = dict([*latest, (epoch, (shards, np.cumsum(self._sizes[shards])))])
+        return self._epoch_cache[epoch]
+
     def _window_permutation(self, slot: int, epoch: int, block: int, length: int) -> IntArray:
-        """The shuffle of one window; the last one of each slot is kept, for draws come in order."""
+        """The permutation of one window; each slot's last one is cached, since draws come in order."""
         cached = self._window_cache.get(slot)
         if cached is None or cached[:2] != (epoch, block):
             shuffled = permutation(length, self.seed, _WINDOW, epoch, slot, block)

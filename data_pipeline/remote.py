@@ -1,34 +1,66 @@
-"""A shard set that lies elsewhere: its index is copied once, its tars as they are needed, into a bounded local cache.
+"""A shard set at a remote address: its index is copied once, its tars as they are needed, into a bounded local cache.
 
-Owns copying, retrying and evicting. Several processes may share a cache: a file lock lets one copy while the others
-wait. What arrives is checked by its size here and by checksums where it is read.
+Owns copying, retrying and evicting, and whom a failure is blamed on: a file, where the set's meta.json still comes, or
+a server that is away, which is waited for and never costs a sample; and how long a copy may take and how large it may
+become, whatever the server says. Several processes may share a cache: a file lock lets one copy while the others wait.
+Copies are checked by size here, and by checksum where they are read.
+
+Where the tars that are read at once do not fit the cache, a sample's part of one is read instead of the whole (`read`).
+
+    copy --> its thread: a client of the address's kind writes a temporary file
+         --> this one: looks at the time and at the file's size, and gives up on both
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
+import logging
 import os
-import shutil
+import queue
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from models.errors import InputError
+from data_pipeline.index_meta import META_FILE
+from models.common.documents import MAX_BYTES, parse
+from models.common.errors import DISK_FAULTS, AwayError, InputError, single_line, user_message
+from models.common.files import locked, new_file, touch
+from models.common.node import first_on_node
+from models.common.transport import is_final
+
+logger = logging.getLogger(__name__)
 
 NUM_TRIES = 4
+"""Of a file that does not come while its server answers, and of a set that has never come."""
+AWAY_LIMIT_MINUTES = 10.0
+"""How long a server may be away; less than guard.rank_timeout_s, by default."""
 FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 30.0
+MOST_TRY_S = 120.0
+"""What a try counts for at most: a suspended job's did not take as long."""
 TIMEOUT_S = 30
+"""Longest wait for an answer's next bytes."""
+PATIENCE_S = 60.0
+"""How far a copy may fall behind `LEAST_BYTES_PER_S`, in seconds of that rate, before it is given up on."""
+LEAST_BYTES_PER_S = 100_000
+"""So a server that sends a byte now and then, each in time, is not waited for."""
+LOOK_S = 0.2
+"""Seconds between two looks at a copy."""
 _CHUNK_BYTES = 1 << 20
 
 
 class RemoteError(InputError):
     """A file that could not be copied."""
+
+
+class WholeFileError(RemoteError):
+    """A server that was asked for a part of a file, and sends files whole."""
 
 
 def is_remote(path: str) -> bool:
@@ -37,13 +69,13 @@ def is_remote(path: str) -> bool:
 
 
 def default_cache() -> Path:
-    """Where copies lie if a source does not say it."""
+    """The cache directory for sources that do not name one."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sightline" / "shards"
 
 
 @dataclass(frozen=True)
 class RemoteSet:
-    """A set at `url` whose copies lie in `folder`; tars beyond `max_bytes` are evicted, longest unused first."""
+    """A set at `url` with copies in `folder`; beyond `max_bytes` the least recently used tars are evicted."""
 
     url: str
     folder: Path
@@ -56,57 +88,138 @@ class RemoteSet:
         return cls(url.rstrip("/"), cache / name, max_bytes)
 
     def refresh(self, meta: str) -> None:
-        """Copy the set's description anew; where it is another one than before, all copies are cleared.
+        """Copy the set's meta.json again; where it changed, all copies of tars and arrays are removed.
+
+        Of the ranks of one machine one does it for all in a start.
 
         Raises:
-            RemoteError: it did not arrive.
+            RemoteError: the copy failed; the address may be wrong.
+            AwayError: it has been here before, and its server is away.
         """
         target = self.folder / meta
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_suffix(".new")
-        with _locked(self.folder / ".refresh.lock"):
-            self._copy(f"{self.url}/{meta}", fresh, None)
+        fresh = target.with_suffix(f".{os.getpid()}.new")
+        with locked(self.folder / ".refresh.lock"), first_on_node(f"{self.url} {self.folder}") as is_first:
+            is_known = target.exists()
+            if is_known and not is_first:
+                return
+            self._copy(meta, fresh, None, lambda error: not is_known or is_final(error))
             if target.exists() and target.read_bytes() != fresh.read_bytes():
                 for path in [*self.folder.glob("*.tar"), *target.parent.glob("*.npy")]:
                     path.unlink(missing_ok=True)
             fresh.rename(target)
 
     def copy(self, name: str, num_bytes: int) -> Path:
-        """The local copy of a file of the set, made if it is not there.
+        """The local copy of a file of the set; it is downloaded where it is absent.
 
         Raises:
-            RemoteError: it did not arrive, or not whole, in `NUM_TRIES` tries.
+            RemoteError: the copy failed or was incomplete in `NUM_TRIES` tries, while the server answered.
+            AwayError: the server is away, or this machine's disk fails.
         """
-        target = self.folder / name
-        with _locked(target.with_name(f".{target.name}.lock")):
+        target, begun_s = self.folder / name, time.monotonic()
+        with locked(target.with_name(f".{target.name}.lock")):
             if target.exists():
-                os.utime(target)
+                touch(target)
                 return target
             if target.suffix == ".tar":
                 self._make_room(num_bytes)
-            self._copy(f"{self.url}/{name}", target, num_bytes)
+            self._copy(name, target, num_bytes, lambda _: self._answers(), time.monotonic() - begun_s)
         return target
 
-    def _copy(self, url: str, target: Path, num_bytes: int | None) -> None:
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        reason = ""
-        for number in range(NUM_TRIES):
-            if number:
-                time.sleep(FIRST_WAIT_S * 2 ** (number - 1))
-            try:
-                _download(url, temporary)
+    def read(self, name: str, start: int, num_bytes: int) -> bytes:
+        """A part of a file of the set, which is not kept.
+
+        Raises:
+            WholeFileError: the server sends files whole.
+            RemoteError: as `copy`, and AwayError likewise.
+        """
+        if num_bytes > self.max_bytes:
+            raise RemoteError(
+                f"{self.url}/{name}: {num_bytes} bytes from byte {start} are more than the cache may hold"
+            )
+        part = self.folder / f".{os.getpid()}.{threading.get_ident()}.part"
+
+        def ask() -> None:
+            _download_in_time(f"{self.url}/{name}", part, num_bytes, start)
+            _check_whole(part, num_bytes)
+
+        try:
+            self._insist(name, part, ask, lambda _: self._answers())
+            return part.read_bytes()
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _copy(
+        self,
+        name: str,
+        target: Path,
+        num_bytes: int | None,
+        is_at_fault: Callable[[Exception], bool],
+        waited_s: float = 0.0,
+    ) -> None:
+        """Copy a file of the set, by as many tries as it takes."""
+
+        def copy_once() -> None:
+            with new_file(target) as temporary:
+                _download_in_time(f"{self.url}/{name}", temporary, MAX_BYTES if num_bytes is None else num_bytes)
                 _check_whole(temporary, num_bytes)
-            except (OSError, ValueError) as error:
-                reason = " ".join(str(error).split())
-                continue
-            temporary.rename(target)
-            return
-        temporary.unlink(missing_ok=True)
-        raise RemoteError(f"{url} cannot be copied after {NUM_TRIES} tries: {reason}")
+
+        self._insist(name, target, copy_once, is_at_fault, waited_s)
+
+    def _insist(
+        self,
+        name: str,
+        target: Path,
+        work: Callable[[], None],
+        is_at_fault: Callable[[Exception], bool],
+        waited_s: float = 0.0,
+    ) -> None:
+        """Do what asks for a file of the set as often as it takes.
+
+        Args:
+            target: where it comes to lie.
+            is_at_fault: whether the file, and not a server that is away, is to blame for an error.
+            waited_s: how long another process has tried already.
+        """
+        url, num_faults, reason = f"{self.url}/{name}", 0, ""
+        for number in _tries(waited_s):
+            if number == NUM_TRIES:
+                logger.warning(f"{url}: {reason}; waiting up to {AWAY_LIMIT_MINUTES:.0f} minutes for its server")
+            try:
+                work()
+                return
+            except WholeFileError:
+                raise
+            except Exception as error:
+                reason = single_line(error)
+                if isinstance(error, OSError) and error.errno in DISK_FAULTS and error.filename == str(target):
+                    raise AwayError(f"the cache of {self.url}: {user_message(error)}") from error
+                if is_at_fault(error):
+                    num_faults += 1
+                    if is_final(error):
+                        raise RemoteError(f"{url} cannot be copied: {reason}") from error
+                    if num_faults == NUM_TRIES:
+                        raise RemoteError(f"{url} cannot be copied after {NUM_TRIES} tries: {reason}") from error
+        raise AwayError(
+            f"{url} has been away for {AWAY_LIMIT_MINUTES:.0f} minutes ({reason}); start the same command again when"
+            " its server answers"
+        )
+
+    def _answers(self) -> bool:
+        """Whether the set's server is there: a file that it has sent before still comes."""
+        probe = self.folder / f".{os.getpid()}.{threading.get_ident()}.probe"
+        try:
+            _download_in_time(f"{self.url}/{META_FILE}", probe, MAX_BYTES)
+            _check_whole(probe, None)
+        except Exception:  # of any client; how it is away is said by the file that did not come
+            return False
+        finally:
+            probe.unlink(missing_ok=True)
+        return True
 
     def _make_room(self, num_bytes: int) -> None:
         """Evict tars; one that is being read stays readable until it is closed."""
-        with _locked(self.folder / ".room.lock"):
+        with locked(self.folder / ".room.lock"):
             tars = sorted(
                 ((path.stat(), path) for path in self.folder.glob("*.tar")), key=lambda pair: pair[0].st_mtime_ns
             )
@@ -118,25 +231,124 @@ class RemoteSet:
                 path.unlink()
 
 
+def _tries(waited_s: float) -> Iterator[int]:
+    """Numbers of tries: the first at once, others after growing pauses, until the limit for a server that is away."""
+    number, pause_s, limit_s = 0, FIRST_WAIT_S, 60 * AWAY_LIMIT_MINUTES
+    while True:
+        begun_s = time.monotonic()
+        yield number
+        if waited_s >= limit_s:
+            return
+        number, pause_s = number + 1, min(2 * pause_s, LONGEST_WAIT_S) if number else pause_s
+        time.sleep(pause_s)
+        waited_s += min(time.monotonic() - begun_s, pause_s + MOST_TRY_S)
+
+
 def _check_whole(path: Path, num_bytes: int | None) -> None:
-    """By its size; a description, whose size nothing tells, by whether it can be read."""
+    """Check the size; for meta.json, whose size is not known, check that it can be parsed."""
     if num_bytes is None:
-        json.loads(path.read_bytes())
+        try:
+            parse(path.read_bytes(), "the answer")
+        except InputError as error:  # cut short perhaps, so it is asked for again
+            raise ValueError(str(error)) from None
     elif path.stat().st_size != num_bytes:
         raise ValueError(f"{path.stat().st_size} of {num_bytes} bytes came")
 
 
-def _download(url: str, target: Path) -> None:
+def _download_in_time(url: str, target: Path, max_bytes: int, start: int | None = None) -> None:
+    """Copy an address, or `max_bytes` of it from `start` on, to a file.
+
+    The client has a thread of its own, since none of them bounds all of its work: names, handshakes and headers that
+    come drop by drop are waited for one by one. A thread that is given up on writes into a file that is gone.
+
+    Raises:
+        TimeoutError: it fell behind by more than `PATIENCE_S`.
+        ValueError: more than `max_bytes` came.
+        Exception: whatever the client raises.
+    """
+    answer: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    given_up = threading.Event()
+
+    def work() -> None:
+        try:
+            if start is None:
+                _download(url, target, max_bytes, given_up)
+            else:
+                _download_part(url, target, start, max_bytes)
+            answer.put(None)
+        except Exception as error:  # of any client; it is raised in the thread that waits
+            answer.put(error)
+        if given_up.is_set():  # nobody takes what came
+            target.unlink(missing_ok=True)
+
+    threading.Thread(target=work, name="download", daemon=True).start()
+    left_s, num_bytes = PATIENCE_S, 0
+    try:
+        while left_s > 0:
+            with suppress(queue.Empty):
+                fault = answer.get(timeout=LOOK_S)
+                if fault is not None:
+                    raise fault
+                return
+            before, num_bytes = num_bytes, _size(target, max_bytes)
+            # looks are counted, not read from a clock: the time in which this process is stopped is not the server's
+            left_s = min(PATIENCE_S, left_s - LOOK_S + (num_bytes - before) / LEAST_BYTES_PER_S)
+    finally:
+        given_up.set()
+    raise TimeoutError(
+        f"{num_bytes} bytes came, for {PATIENCE_S:g} s fewer than {LEAST_BYTES_PER_S} a second, and it was given up on"
+    )
+
+
+def _size(target: Path, max_bytes: int) -> int:
+    """The size of a file so far; raises ValueError where it is more than `max_bytes`."""
+    num_bytes = target.stat().st_size if target.exists() else 0
+    if num_bytes > max_bytes:
+        raise ValueError(f"more than {max_bytes} bytes came")
+    return num_bytes
+
+
+def _download(url: str, target: Path, max_bytes: int, given_up: threading.Event) -> None:
+    """Copy an address to a file; of a web server no more than `max_bytes` and a chunk, and no more once given up on."""
     if url.startswith(("http://", "https://")):
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as source, target.open("wb") as stream:
-            shutil.copyfileobj(source, stream, _CHUNK_BYTES)
+        num_bytes = 0
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as source, target.open("wb", 0) as stream:
+            while num_bytes <= max_bytes and not given_up.is_set() and (block := source.read1(_CHUNK_BYTES)):
+                stream.write(block)
+                num_bytes += len(block)
         return
-    filesystem, path = _s3(url) if url.startswith("s3://") else _other(url)
+    filesystem, path = _filesystem(url)
     filesystem.get_file(path, str(target))
 
 
+def _download_part(url: str, target: Path, start: int, num_bytes: int) -> None:
+    """Copy `num_bytes` of an address from byte `start` on to a file."""
+    if url.startswith(("http://", "https://")):
+        asked = urllib.request.Request(url, headers={"Range": f"bytes={start}-{start + num_bytes - 1}"})
+        with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as source:
+            if source.status != HTTPStatus.PARTIAL_CONTENT:
+                raise WholeFileError(f"{url}: its server sends files whole: raise cache_gb, so that they fit")
+            target.write_bytes(source.read(num_bytes))
+        return
+    filesystem, path = _filesystem(url)
+    with filesystem.open(path, "rb") as source:
+        source.seek(start)
+        target.write_bytes(source.read(num_bytes))
+
+
+def open_remote(url: str) -> IO[bytes]:
+    """A file at an address that fsspec knows, read piece by piece; raises what its client raises."""
+    filesystem, path = _filesystem(url)
+    stream: IO[bytes] = filesystem.open(path, "rb")
+    return stream
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    return _s3(url) if url.startswith("s3://") else _other(url)
+
+
 def _s3(url: str) -> tuple[Any, str]:
-    """pyarrow's client in fsspec's interface: it comes with pyarrow, where s3fs would bring all of botocore.
+    """pyarrow's client in fsspec's interface: it needs only pyarrow, while s3fs would need botocore.
 
     Keys and endpoint are those of the AWS tools: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ~/.aws, the instance's role.
     """
@@ -150,14 +362,4 @@ def _s3(url: str) -> tuple[Any, str]:
 def _other(url: str) -> tuple[Any, str]:
     import fsspec  # type: ignore[import-untyped]
 
-    try:
-        return fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise RemoteError(f"{url}: {error}") from None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    return fsspec.core.url_to_fs(url)

@@ -1,6 +1,7 @@
-"""What moves through the pipeline: a draw, what became of it, and a row of the batch.
+"""The values that move through the pipeline: a reference to a sample, the sample as tokens and pixels, and a row of the
+batch.
 
-Owns the plain values that workers hand to the main process. Legend: L tokens, T tiles, S the tile's side in pixels.
+Owns the plain values that are sent to workers and returned. Legend: L tokens, T tiles, S the tile's side in pixels.
 """
 
 from __future__ import annotations
@@ -18,31 +19,57 @@ TileArray = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """The n-th sample that slot `slot` of the global batch takes from the stream."""
+class SampleRef:
+    """A draw that has been resolved: the slot and number of the draw, and the sample.
+
+    `data_pipeline.sample_order` makes it, in the main process; it is all that a worker needs to find the sample.
+    """
 
     slot: int
+    """The row of the global batch that this draw belongs to."""
     n: int
+    """How many draws the slot made before this one, over all epochs."""
+    source: int
+    """Index of the source among the recipe's."""
+    sample: int
+    """Index of the sample within its source."""
+    shard: str
+    key: str
+
+
+class _Named:
+    """A processed reference, with the sample's shard and key."""
+
+    __slots__ = ()
+    ref: SampleRef
+
+    @property
+    def shard(self) -> str:
+        """Name of the tar that the sample is from."""
+        return self.ref.shard
+
+    @property
+    def key(self) -> str:
+        """The sample's key in its tar."""
+        return self.ref.key
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(_Named):
     """A sample as tokens and pixels.
 
-    `labels` follow Hugging Face's convention: aligned with `input_ids`, not shifted, `IGNORE_INDEX` where nothing is
-    learnt. A picture is `num_image_tokens` copies of the image token.
+    `labels` follow Hugging Face's convention: aligned with `input_ids`, not shifted, `IGNORE_INDEX` where there is no
+    target. An image is `num_image_tokens` copies of the image token.
     """
 
-    draw: Draw
-    shard: str
-    key: str
+    ref: SampleRef
     input_ids: TokenArray  # [L]
     labels: TokenArray  # [L]
     tiles: TileArray  # [T, S, S, 3]
-    picture_sizes: tuple[tuple[int, int], ...] = ()
-    """(height, width) of each picture before it was fitted: under AnyRes they say which tiles are whose."""
+    image_sizes: tuple[tuple[int, int], ...] = ()
+    """(height, width) of each image before resizing: AnyRes needs them to assign tiles to images."""
     num_shrunk: int = 0
-    """Pictures that got fewer tiles than they would have in a longer row."""
+    """Number of images that got fewer tiles because of `max_length`."""
 
     @property
     def num_tokens(self) -> int:
@@ -56,14 +83,16 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class BadSample:
-    """A sample that cannot be used, and why. `kind` tells broken ones from those that are merely too long."""
+class BadSample(_Named):
+    """A sample that is skipped because it cannot be used, and why."""
 
-    draw: Draw
-    shard: str
-    key: str
+    ref: SampleRef
     reason: str
     kind: Literal["bad", "too_long"] = "bad"
+    """Broken, or valid but longer than `max_length`."""
+
+    def __str__(self) -> str:
+        return f"{self.shard} {self.key}: {self.reason}"
 
 
 Row = tuple[Encoded, ...]

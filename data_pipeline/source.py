@@ -1,9 +1,9 @@
-"""What a recipe's `path` names -> an opened index: a set or some of its tars, here or at an address.
+"""A recipe's `path` -> an opened index: a set or some of its tars, local or remote.
 
 Owns the expansion of braces. `data_pipeline.index` reads; `data_pipeline.remote` copies.
 
     data/set                               every tar of the set
-    data/set/train-{000000..000009}.tar    these tars of it; its index lies beside them as ever
+    data/set/train-{000000..000009}.tar    these tars of it; the index next to them is that of the whole set
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from itertools import islice
 from pathlib import Path
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.index import META_FILE, ShardIndex
+from data_pipeline.index import ShardIndex
+from data_pipeline.index_meta import META_FILE
 from data_pipeline.remote import RemoteSet, default_cache, is_remote
-from models.errors import InputError
+from models.common.errors import InputError
 
 _MAX_TARS = 1_000_000
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
 def open_index(source: SourceConfig) -> ShardIndex:
-    """Open a source's index, here or at an address.
+    """Open a source's index, local or remote.
 
     Raises:
         InputError: no set there, no index, braces that cannot be expanded, or a tar that the index lacks.
     """
     place, selection = split_path(source.path)
     if not is_remote(place):
-        return ShardIndex(place, selection=selection)
+        return ShardIndex.open(place, selection=selection)
     cache = Path(source.cache) if source.cache is not None else default_cache()
     remote = RemoteSet.at(place, cache, int(source.cache_gb * 1e9))
     remote.refresh(META_FILE)
-    return ShardIndex(remote.folder, remote, selection)
+    return ShardIndex.open(remote.folder, remote, selection)
 
 
 def split_path(path: str) -> tuple[str, tuple[str, ...] | None]:
-    """The set that a path names and the tars of it that are meant; None: all. Expands as webdataset does.
+    """The set that a path names and the selected tars; None: all. Braces expand as in webdataset.
 
     Raises:
         InputError: unbalanced braces, more tars than any set has, or tars of several sets.

@@ -1,30 +1,37 @@
-"""Reads a tar's headers in one pass and refuses what it does not understand.
+"""Reads a tar's headers in one pass and raises an error for what it does not understand.
 
 Owns the walk over 512-byte headers. Python's `tarfile` takes a damaged header after the first for the archive's end
-and silently loses the rest; here a bad checksum, a cut file or an unknown member type is an error that says where.
+and silently loses the rest; here a bad checksum, a cut file or an unknown member type is an error that gives the
+position.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from models.errors import InputError
+from models.common.errors import InputError
 
 BLOCK = 512
 MAX_LONG_HEADER_BYTES = 64 * 1024
 """Longest extended header that is read; real ones hold a path, and a larger one is an attack on memory."""
 
+_OCTETS = re.compile(r"[0-9]{1,18}")
+"""A PAX size: `str.isdigit` also takes digits that `int` does not."""
+
 _REGULAR = b"0\0"
-_PASSED_OVER = b"5"  # directories
+_DIRECTORY = b"5"
+_SPARSE = b"S"
+"""GNU's own sparse files; those of PAX are regular files with records GNU.sparse.* before them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A file of the archive: where its bytes lie, and what is wrong with it, if anything."""
+    """A file of the archive: the location of its bytes, and its problem, if any."""
 
     name: str
     offset: int
@@ -37,10 +44,10 @@ class TarError(InputError):
 
 
 def read_members(path: Path) -> Iterator[TarMember]:
-    """Every file of an uncompressed tar, in order; links, devices and a file that is cut short with their problem.
+    """Every file of an uncompressed tar, in order, without directories; links and sparse files have a `problem`.
 
     Raises:
-        TarError: compressed, cut short, damaged, or holding sparse files: nothing after this can be read.
+        TarError: compressed, cut short or damaged: nothing after this can be read.
     """
     with path.open("rb") as stream:
         yield from _walk(stream, str(path), os.fstat(stream.fileno()).st_size)
@@ -67,15 +74,31 @@ def _walk(stream: BinaryIO, where: str, total: int) -> Iterator[TarMember]:
             if kind in _REGULAR:
                 yield TarMember(name, start, 0, problem)
             raise TarError(f"{where}: {problem}")
+        if kind == _SPARSE:
+            start = _behind_sparse_map(stream, header, start)
+            overrides["sparse"] = "yes"
         position = start + -(-size // BLOCK) * BLOCK
         if kind in (b"L", b"x", b"g"):
             overrides |= _extended(stream, kind, size, where)
             continue
-        if kind in _REGULAR:
+        if "sparse" in overrides:
+            name = overrides.get("sparse name", name)
+            yield TarMember(name, start, size, f"{name!r} is a sparse file; make the tar without -S (--sparse)")
+        elif kind in _REGULAR:
             yield TarMember(name, start, size)
-        elif kind not in _PASSED_OVER:
+        elif kind != _DIRECTORY:
             yield TarMember(name, start, size, f"{name!r} is of type {kind!r}; only files may be in a shard")
         overrides = {}
+
+
+def _behind_sparse_map(stream: BinaryIO, header: bytes, start: int) -> int:
+    """Where the data of a GNU sparse member begin: its map may go on for further blocks."""
+    goes_on, block = header[482:483], b""
+    while goes_on not in (b"\0", b""):
+        stream.seek(start)
+        block = stream.read(BLOCK)
+        goes_on, start = block[504:505], start + BLOCK
+    return start
 
 
 def _check_opening(header: bytes, where: str) -> None:
@@ -110,7 +133,7 @@ def _number(field: bytes, where: str, position: int) -> int:
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        return int(field.strip(b" \0").replace(b"_", b"x") or b"0", 8)
     except ValueError:
         raise TarError(f"{where}: the header at byte {position} has no readable size") from None
 
@@ -140,8 +163,10 @@ def _extended(stream: BinaryIO, kind: bytes, size: int, where: str) -> dict[str,
         if name in (b"path", b"size"):
             found[name.decode()] = value.decode("utf-8", "surrogateescape")
         if name.startswith(b"GNU.sparse"):
-            raise TarError(f"{where}: a sparse file; only plain files may be in a shard")
+            found["sparse"] = "yes"
+        if name == b"GNU.sparse.name":
+            found["sparse name"] = value.decode("utf-8", "surrogateescape")
         rest = rest[int(length) :]
-    if "size" in found and not found["size"].isdigit():
+    if "size" in found and not _OCTETS.fullmatch(found["size"]):
         raise TarError(f"{where}: a PAX header with size {found['size']!r}")
     return found

@@ -1,12 +1,12 @@
-"""Chat templates: turns -> segments of text, those to be learnt marked.
+"""Chat templates: turns -> segments of text, with the trained segments marked.
 
-Owns the words, the mask and the Jinja twin of each template that goes into a bundle. Does not own tokenization
+Owns the text, the mask and the equivalent Jinja template that goes into a bundle. Does not own tokenization
 (`tokens`).
 
-One segment ends exactly where the model begins to speak (the generation prompt), the next holds its answer with the
-token that ends it: ids and mask grow together, turn by turn, and the same prompt is tokenized the same way in serving.
-The Jinja twin takes content as a string, or as a list of {"type": "image"} and {"type": "text", "text": …}; a picture
-is followed by a line feed unless it ends the turn, which is LLaVA's placing.
+A segment ends exactly where the model's answer begins (the generation prompt); the next holds the answer with its end
+token. So ids and mask grow together, turn by turn, and serving tokenizes the same prompt in the same way. The Jinja
+template takes content as a string, or as a list of {"type": "image"} and {"type": "text", "text": …}; an image is
+followed by a line feed unless it ends the turn, which is LLaVA's placing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from data_pipeline.config import ChatmlTemplate, Llama3Template, TemplateConfig
-from data_pipeline.own_template import OwnTemplate
+from data_pipeline.config import ChatmlTemplate, Llama3Template, PlainTemplate, TemplateConfig
+from data_pipeline.own_template import OwnTemplate, first_token
 from data_pipeline.record import Turn
 from data_pipeline.tokens import Segment, Tokens
-from models.errors import InputError
+from models.common.errors import InputError
 from models.spec import IGNORE_INDEX, IMAGE_TOKEN, Config
 
 VICUNA_SYSTEM = (
@@ -27,15 +27,26 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
-_CONTENT = (
-    "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
-    "{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}{{ '<image>' }}{%- if not loop.last -%}{{ '\\n' }}{%- endif -%}"
-    "{%- elif part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}"
-)
-"""A turn's content, in Jinja. It loops over `message['content']` by that name, which is how vLLM sees that a template
-takes lists."""
+
+def content_jinja(space: str) -> str:
+    """A turn's content, in Jinja.
+
+    It loops over `message['content']` by that name, by which vLLM recognises that a template takes lists.
+
+    Args:
+        space: what stands behind an image before text goes on (`Tokens.space_behind_special`).
+    """
+    image = f"<image>{space}"
+    text = "message['content']"
+    if space:
+        text += f" | replace('<image>', '{image}') | replace('{image}<image>', '<image><image>')"
+    return (
+        "{%- if message['content'] is string -%}{{ " + text + " }}{%- else -%}"
+        "{%- for part in message['content'] -%}"
+        "{%- if part['type'] == 'image' -%}{{ '" + image + "' }}{%- if not loop.last -%}{{ '\\n' }}{%- endif -%}"
+        "{%- elif part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}"
+    )
 
 
 class Template(Protocol):
@@ -51,15 +62,17 @@ class Template(Protocol):
         ...
 
     def jinja(self) -> str:
-        """The same template for `apply_chat_template`, pictures included."""
+        """The same template for `apply_chat_template`, images included."""
         ...
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Pictures, then the text and a line feed; what the user says is left out, as in LLaVA's first stage."""
+    """Images, then the text and a line feed; user turns are left out, as in LLaVA's first stage."""
 
     tokens: Tokens
+    opening: str
+    """What every sample begins with, the begin token included."""
 
     @property
     def stop(self) -> str:
@@ -68,31 +81,46 @@ class Plain:
 
     def segments(self, turns: Sequence[Turn]) -> list[Segment]:
         """See `Template`."""
-        found = [Segment(self.tokens.bos, False)]
+        space, is_behind_special = self.tokens.space_behind_special, self._opens_with_special
+        found = [Segment(self.opening, False)]
         for turn in turns:
-            if turn.role == "user":
-                found.append(Segment(IMAGE_TOKEN * turn.text.count(IMAGE_TOKEN), False))
+            if turn.role == "user" and (num_images := turn.text.count(IMAGE_TOKEN)):
+                found.append(Segment(IMAGE_TOKEN * num_images, False))
+                is_behind_special = True
             elif turn.role == "assistant":
-                found.append(Segment(turn.text + self.stop, True))
+                found.append(Segment((space if is_behind_special else "") + turn.text + self.stop, True))
+                is_behind_special = False
         return found
+
+    @property
+    def _opens_with_special(self) -> bool:
+        return any(self.opening.endswith(token) for token in self.tokens.special)
 
     def jinja(self) -> str:
         """See `Template`."""
-        pictures = (
+        images = (
             "{%- if message['content'] is string -%}{{ '<image>' * (message['content'].count('<image>')) }}"
             "{%- else -%}{%- for part in message['content'] -%}"
             "{%- if part['type'] == 'image' -%}{{ '<image>' }}{%- endif -%}{%- endfor -%}{%- endif -%}"
         )
+        space = "{%- if behind.special -%}" + _literal(self.tokens.space_behind_special) + "{%- endif -%}"
         return (
-            _opening(self.tokens.bos) + "{%- for message in messages -%}"
-            "{%- if message['role'] == 'user' -%}" + pictures + "{%- elif message['role'] == 'assistant' -%}"
-            "" + _CONTENT + "{{ '\\n' }}{%- endif -%}{%- endfor -%}"
+            _literal(self.opening)
+            + f"{{%- set behind = namespace(special={self._opens_with_special}) -%}}"
+            + "{%- for message in messages -%}{%- if message['role'] == 'user' -%}{%- set found -%}"
+            + images
+            + "{%- endset -%}{%- if found -%}{%- set behind.special = True -%}{%- endif -%}{{ found }}"
+            + "{%- elif message['role'] == 'assistant' -%}"
+            + (space if self.tokens.space_behind_special else "")
+            + "{%- set behind.special = False -%}"
+            + content_jinja("")
+            + "{{ '\\n' }}{%- endif -%}{%- endfor -%}"
         )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture, then what is said about it between the tokenizer's begin and end; only the end is a target."""
+    """One image, then its text between the tokenizer's begin and end tokens; only the end token is a target."""
 
     tokens: Tokens
 
@@ -102,22 +130,22 @@ class Pair:
         return self.tokens.eos
 
     def segments(self, turns: Sequence[Turn]) -> list[Segment]:
-        """See `Template`. Raises InputError unless there is exactly one picture."""
-        num_pictures = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
-        if num_pictures != 1:
-            raise InputError(f"{num_pictures} pictures, and a pair has one picture and one text")
+        """See `Template`. Raises InputError unless there is exactly one image."""
+        num_images = sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
+        if num_images != 1:
+            raise InputError(f"{num_images} images, and a pair has one image and one text")
         text = " ".join(turn.text for turn in turns if turn.role == "assistant")
         parts = [(IMAGE_TOKEN, False), (self.tokens.bos, False), (text, False), (self.stop, True)]
         return [Segment(part, is_target) for part, is_target in parts]
 
     def jinja(self) -> str:
-        """Nothing is generated from pairs, so there is no prompt to write."""
+        """Raises InputError: nothing is generated from pairs, so there is no prompt."""
         raise InputError("data.template.kind: pair has no prompt; nothing can be generated in such a stage")
 
 
 @dataclass(frozen=True)
 class Vicuna:
-    """Vicuna v1, as LLaVA-1.5 uses it: two spaces never meet, and nothing stands between an end and the next USER."""
+    """Vicuna v1, as LLaVA-1.5 uses it: no double spaces, and nothing between an end token and the next USER."""
 
     tokens: Tokens
 
@@ -129,23 +157,30 @@ class Vicuna:
     def segments(self, turns: Sequence[Turn]) -> list[Segment]:
         """See `Template`."""
         system, rest = split_system(turns, VICUNA_SYSTEM)
-        found, opening = list[Segment](), f"{self.tokens.bos}{system} "
+        space = self.tokens.space_behind_special
+        found, opening = list[Segment](), f"{self._begin}{system} "
         for user, assistant in zip(rest[::2], rest[1::2], strict=True):
-            found.append(Segment(f"{opening}USER: {user.text} ASSISTANT:", False))
+            text = user.text.replace(IMAGE_TOKEN, IMAGE_TOKEN + space) if space else user.text
+            text = text.replace(f"{IMAGE_TOKEN}{space}{IMAGE_TOKEN}", IMAGE_TOKEN * 2) if space else text
+            found.append(Segment(f"{opening}USER: {text} ASSISTANT:", False))
             found.append(Segment(f" {assistant.text}{self.stop}", True))
             opening = ""
         return found
 
+    @property
+    def _begin(self) -> str:
+        return self.tokens.bos + (self.tokens.space_behind_special if self.tokens.bos else "")
+
     def jinja(self) -> str:
         """See `Template`."""
         return (
-            _opening(self.tokens.bos)
+            _literal(self._begin)
             + "{%- if messages[0]['role'] != 'system' -%}"
             + _literal(VICUNA_SYSTEM + " ")
             + "{%- endif -%}{%- for message in messages -%}"
             "{%- if message['role'] == 'user' -%}{{ 'USER: ' }}"
             "{%- elif message['role'] == 'assistant' -%}{{ 'ASSISTANT: ' }}{%- endif -%}"
-            + _CONTENT
+            + content_jinja(self.tokens.space_behind_special)
             + "{%- if message['role'] == 'assistant' -%}"
             + _literal(self.stop)
             + "{%- else -%}{{ ' ' }}{%- endif -%}{%- endfor -%}"
@@ -162,7 +197,7 @@ class Framed:
     after_role: str
     stop: str
     between: str
-    """What stands between a turn's end token and the next turn."""
+    """The text between a turn's end token and the next turn."""
     system: str | None
 
     def segments(self, turns: Sequence[Turn]) -> list[Segment]:
@@ -189,13 +224,13 @@ class Framed:
             text = self._frame("system") + self.system + self.stop + self.between
             default = "{%- if messages[0]['role'] != 'system' -%}" + _literal(text) + "{%- endif -%}"
         return (
-            _opening(self.tokens.bos)
+            _literal(self.tokens.bos)
             + default
             + "{%- for message in messages -%}"
             + _literal(self.before_role)
             + "{{ message['role'] }}"
             + _literal(self.after_role)
-            + _CONTENT
+            + content_jinja("")
             + _literal(self.stop + self.between)
             + "{%- endfor -%}{%- if add_generation_prompt -%}"
             + _literal(self._frame("assistant"))
@@ -216,8 +251,12 @@ def _literal(text: str) -> str:
     return "{{ '" + escaped + "' }}" if text else ""
 
 
-def _opening(bos: str) -> str:
-    return _literal(bos)
+def _plain(config: Config, tokens: Tokens) -> Template:
+    assert isinstance(config, PlainTemplate)
+    opening = config.opening
+    if opening is None:
+        opening = "" if tokens.bos else first_token(tokens)
+    return Plain(tokens, tokens.bos + opening)
 
 
 def _chatml(config: Config, tokens: Tokens) -> Template:
@@ -231,12 +270,13 @@ def _llama3(config: Config, tokens: Tokens) -> Template:
 
 
 _TEMPLATES: Mapping[str, Callable[[Any, Tokens], Template]] = {
-    "plain": lambda _config, tokens: Plain(tokens),
+    "plain": _plain,
     "pair": lambda _config, tokens: Pair(tokens),
     "vicuna_v1": lambda _config, tokens: Vicuna(tokens),
     "chatml": _chatml,
     "llama3": _llama3,
-    "tokenizer": lambda _config, tokens: OwnTemplate(tokens),
+    "model": lambda _config, tokens: OwnTemplate.of_model(tokens),
+    "tokenizer": lambda config, tokens: OwnTemplate.of(tokens, config.date, config.opening),
 }
 
 
@@ -256,6 +296,6 @@ def build_template(config: TemplateConfig, tokens: Tokens) -> Template:
 
 
 def stop_id(template: Template, tokens: Tokens) -> int:
-    """The id that ends an answer, as training teaches it."""
+    """The id of the token that ends an answer in training."""
     _, labels = tokens.encode_segments(template.segments([Turn("user", "a"), Turn("assistant", "b")]))
     return int(labels[labels != IGNORE_INDEX][-1])

@@ -1,26 +1,29 @@
 """Text -> token ids, segment by segment, without transformers or torch in the worker.
 
-Owns how a piece of text continues the piece before it under each kind of tokenizer. Does not own the words
-(`templates`).
+Owns how each kind of tokenizer continues a piece of text after another. Does not own the text (`templates`).
 
 A conversation is tokenized in segments, so that the prompt's ids never depend on the answer that follows it. Tokenizers
 differ in what they do at the start of a segment:
 - byte-level BPE (Qwen, Llama 3, SmolLM): nothing;
 - SentencePiece kept as `legacy` (Llama 2, Vicuna): a space is put before the text and after every special token;
 - SentencePiece with `prepend_scheme: first`: a space is put at the very start only.
-A segment that continues others is therefore encoded behind a marker whose ids are then taken off.
+A segment that continues another is therefore encoded after a marker whose ids are then removed.
+
+Text of a user that is spelled like a control token is put between marks (`control_tokens`) and is encoded without added
+tokens, as transformers' `encode_marked_chat` does it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipeline.control_tokens import split_marked
 from data_pipeline.sample import TokenArray
-from models.errors import InputError
+from models.common.errors import InputError
 from models.spec import IGNORE_INDEX, IMAGE_TOKEN
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ _MARKER = "\n"
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a conversation as text, special tokens written out; `is_target` where it is to be learnt."""
+    """A piece of a conversation as text, special tokens written out; `is_target` if it is trained on."""
 
     text: str
     is_target: bool
@@ -40,7 +43,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What the pipeline needs of a tokenizer; pickles without transformers."""
+    """The parts of a tokenizer that the pipeline needs; pickles without transformers."""
 
     backend: Tokenizer
     bos: str
@@ -49,10 +52,14 @@ class Tokens:
     special: frozenset[str]
     chat_template: str | None
     image_token_id: int
+    protected: frozenset[str] = frozenset()
+    """Those of `special` that are control tokens whatever the template writes."""
+    variables: Mapping[str, str | list[str]] = field(default_factory=dict)
+    """What transformers hands every chat template: `bos_token`, `eos_token` and their like."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> Tokens:
-        """Take over a transformers tokenizer.
+        """Convert a transformers tokenizer.
 
         Raises:
             InputError: a Python-only tokenizer, or one without the image token or an end token.
@@ -74,7 +81,19 @@ class Tokens:
             special=frozenset(added),
             chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
             image_token_id=int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)),
+            protected=_protected(tokenizer),
+            variables=dict(tokenizer.special_tokens_map),
         )
+
+    @property
+    def space_behind_special(self) -> str:
+        """What makes text behind a special token begin as the whole text begins: a space, or nothing.
+
+        SentencePiece as transformers has it with `legacy: false` puts its space before the whole text and not behind a
+        special token. LLaVA's preprocessing tokenizes what lies between images piece by piece, each with that space.
+        """
+        alone, behind, spaced = (self.encode(text) for text in ("x", f"{IMAGE_TOKEN}x", f"{IMAGE_TOKEN} x"))
+        return " " if spaced[1:] == alone != behind[1:] else ""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a whole text; special tokens written in it count, none is added."""
@@ -92,26 +111,56 @@ class Tokens:
         return int(found)
 
     def encode_segments(self, segments: Sequence[Segment]) -> tuple[TokenArray, TokenArray]:
-        """Ids and labels [L] of a conversation, the image token once per picture."""
+        """Ids and labels [L] of a conversation, the image token once per image."""
         ids: list[int] = []
         labels: list[int] = []
         previous = ""
         for segment in segments:
-            if not segment.text:
-                continue
-            piece = self._continue(previous, segment.text)
-            ids += piece
-            labels += piece if segment.is_target else [IGNORE_INDEX] * len(piece)
-            previous = segment.text
+            for place, text in enumerate(split_marked(segment.text)):
+                if not text:
+                    continue
+                is_spelt = bool(place % 2)
+                piece = self._spelt(text) if is_spelt else self._continue(previous, text)
+                ids += piece
+                labels += piece if segment.is_target else [IGNORE_INDEX] * len(piece)
+                previous = _MARKER if is_spelt else text
         return np.asarray(ids, dtype=np.int32), np.asarray(labels, dtype=np.int32)
 
     def _continue(self, previous: str, text: str) -> list[int]:
-        """Ids of `text` standing behind `previous`."""
+        """Ids of `text` as a continuation of `previous`."""
         if not previous:
             return self.encode(text)
-        special = next((token for token in self.special if previous.endswith(token)), None)
+        special = max((token for token in self.special if previous.endswith(token)), key=len, default=None)
         marker = special or _MARKER
         opening, whole = self.encode(marker), self.encode(marker + text)
         if whole[: len(opening)] == opening:
             return whole[len(opening) :]
         return self.encode(text)  # byte-level BPE may merge line feeds, and needs no marker
+
+    def _spelt(self, text: str) -> list[int]:
+        """Ids of a control token's name as plain text.
+
+        Raises:
+            InputError: plain text makes the control token itself.
+        """
+        opening, whole = self._plain(_MARKER), self._plain(_MARKER + text)
+        ids = whole[len(opening) :] if whole[: len(opening)] == opening else self._plain(text)
+        if self.backend.token_to_id(text) in ids:
+            raise InputError(f"the text spells {text!r}, which this tokenizer cannot write as plain text")
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of a text in which no added token counts, special or not."""
+        if self.backend.normalizer is not None:
+            text = self.backend.normalizer.normalize_str(text)
+        pieces = [text]
+        if self.backend.pre_tokenizer is not None:
+            pieces = [piece for piece, _ in self.backend.pre_tokenizer.pre_tokenize_str(text)]
+        return [token.id for piece in pieces for token in self.backend.model.tokenize(piece)]
+
+
+def _protected(tokenizer: Any) -> frozenset[str]:
+    """Control tokens by the tokenizer's own word: special ones, and those it lists for chats."""
+    listed = set(getattr(tokenizer, "chat_control_tokens", None) or ())
+    added = tokenizer.added_tokens_decoder.values()
+    return frozenset(str(token) for token in added if getattr(token, "special", True) or str(token) in listed)

@@ -1,1 +1,5 @@
-"""A Predictor, and one file per benchmark."""
+"""Inference (`Predictor` and its decoding), and the benchmarks in `eval.tasks`."""
+
+import sightline_packages
+
+sightline_packages.check()

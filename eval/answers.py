@@ -1,6 +1,6 @@
-"""Answers given again: the same query with the same decoding has the same answer, whatever stands beside it.
+"""A cache of answers: the same query with the same decoding gets the same answer, whatever else is in the batch.
 
-Owns the few last answers and what makes two queries the same: every token, every pixel, and how the answer is decoded.
+Owns the most recent answers and the equality of queries: every token, every pixel and the decoding count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class AnswerCache:
         self._lock = threading.Lock()
 
     def find(self, prompt: Prompt, decoding: Decoding) -> str | None:
-        """The answer that was given, or None."""
+        """The cached answer to this prompt and decoding, which then counts as just used; None where there is none."""
         if not self._num_answers:
             return None
         key = _key(prompt, decoding)
@@ -32,7 +32,7 @@ class AnswerCache:
             return self._answers.get(key)
 
     def keep(self, prompt: Prompt, decoding: Decoding, answer: str) -> None:
-        """Remember an answer; the one not asked for longest goes."""
+        """Store an answer; beyond the limit the least recently used one is removed."""
         if not self._num_answers:
             return
         with self._lock:

@@ -1,7 +1,7 @@
-"""Bootstrap intervals: how far a score would move with other samples of the same kind.
+"""Bootstrap intervals: how much a score would vary with other samples of the same kind.
 
 Owns: seeded percentile intervals of a mean, of a ratio of sums, and of differences between two runs. Does not own
-what is measured. Samples that belong together (questions about one picture) are drawn together: give their
+what is measured. Samples that belong together (questions about one image) are drawn together: give their
 `clusters`.
 """
 
@@ -32,7 +32,7 @@ class Interval:
     num_resamples: int
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """The interval as a JSON object, one entry per field."""
         return asdict(self)
 
 

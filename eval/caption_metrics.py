@@ -1,11 +1,11 @@
 """Caption metrics: BLEU-1..4, METEOR, ROUGE-L and CIDEr, as coco-caption publishes them.
 
-Owns: which scorers run, on which words, and the honest absence of a figure. Does not own the tokenization
+Owns: which scorers run, on which tokens, and null where a metric cannot be computed. Does not own the tokenization
 (`eval.caption_text`), files or models. The scorers are pycocoevalcap's, called directly: its `eval.py` also runs
 SPICE, which downloads CoreNLP.
 
 What can't be computed is None with a reason, never 0: METEOR without Java, CIDEr of a single image (its inverse
-document frequencies come from the evaluated references, so one image scores exactly 0 whatever it says).
+document frequencies come from the evaluated references, so one image scores exactly 0 whatever its caption).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pycocoevalcap.meteor import meteor as coco_meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 from eval.caption_text import Captions, JavaError, Tokenizer, last_line, start_java, stop, tokenize
-from models.errors import InputError
+from models.common.errors import InputError
 
 METEOR_TIMEOUT_S = 600.0
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -35,7 +35,7 @@ class CaptionScores:
     """Corpus scores on coco-caption's scale (BLEU, METEOR, ROUGE-L in [0, 1], CIDEr in [0, 10]).
 
     `per_image` holds, for the metrics whose corpus score is the mean over images (ROUGE-L, CIDEr), each image's own
-    score in the order of `images`. `unavailable` says why a metric is None.
+    score in the order of `images`. `unavailable` gives the reason for each metric that is None.
     """
 
     metrics: dict[str, float | None]
@@ -55,7 +55,7 @@ def score(
 ) -> CaptionScores:
     """Score one hypothesis per image against that image's references; both are keyed by image.
 
-    METEOR takes about 10 s to start and 2 GB; `with_meteor=False` leaves it out, as None with that reason.
+    METEOR takes about 10 s to start and 2 GB; `with_meteor=False` leaves it out: None, with that reason.
 
     Raises:
         InputError: no images, an image without references or without a hypothesis, or one too many.
@@ -123,7 +123,7 @@ class _Meteor(coco_meteor.Meteor):
                     pipe.close()
 
     def __del__(self) -> None:
-        """Nothing: `close` did it."""
+        """Override pycocoevalcap's, which waits for the lock that a failed call leaves taken."""
 
 
 def meteor_score(gts: Captions, res: Captions, *, timeout_s: float = METEOR_TIMEOUT_S) -> float:

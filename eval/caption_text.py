@@ -1,10 +1,10 @@
-"""Captions as the words that caption metrics compare.
+"""Captions as the tokens that caption metrics compare.
 
-Owns: the PTB tokenization that published figures use, which needs Java, and a plain one in Python for where there is
-none. Does not own metrics. Scores from the two are NOT comparable, so every result names the one it used.
+Owns: the PTB tokenization that published figures use, which needs Java, and a plain one in Python without it. Does not
+    own metrics. Scores from the two are NOT comparable, so every result names the one it used.
 
     ptb      Stanford CoreNLP 3.4.1's PTBTokenizer, lower-cased, without the punctuation that coco-caption drops; the
-             jar lies inside pycocoevalcap
+             jar is part of pycocoevalcap
     plain    lower case; a word is a run of letters, digits and underscores, with inner hyphens kept, and English
              clitics split off as PTB does (don't -> do n't, it's -> it 's); everything else is dropped
 """
@@ -33,12 +33,12 @@ _PLAIN_WORD = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|[\w-]*\w(?=n't\b)|\w+(?:-
 
 
 class JavaError(Exception):
-    """Java, or what runs on it, is not to be had. The message is the reason, as a clause."""
+    """Java is missing or failed. The message is the reason, as a clause."""
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Captions as words, what made them, and why it was not PTB where it was not."""
+    """Captions as words, the tokenization that made them, and the reason where that was not PTB."""
 
     captions: tuple[Captions, ...]
     tokenizer: Tokenizer
@@ -58,7 +58,7 @@ def java_path() -> str:
 
 
 def tokenize(*groups: Mapping[str, Sequence[str]], timeout_s: float = PTB_TIMEOUT_S) -> Tokenized:
-    """Tokenize groups of captions (references, hypotheses) by PTB, or plainly where Java fails; all by the same."""
+    """Tokenize groups of captions (references, hypotheses) by PTB, or plainly where Java fails; all in one way."""
     sentences = [_one_line(caption) for group in groups for captions in group.values() for caption in captions]
     try:
         lines, tokenizer, reason = ptb_tokenize(sentences, timeout_s), "ptb", None
@@ -77,7 +77,7 @@ def plain_tokenize(sentence: str) -> str:
 def ptb_tokenize(sentences: Sequence[str], timeout_s: float = PTB_TIMEOUT_S) -> list[str]:
     """Stanford's PTB tokens of each one-line sentence, lower-cased, without punctuation, joined by single spaces.
 
-    pycocoevalcap's own wrapper writes into site-packages, waits for ever, and shifts every later caption where a
+    pycocoevalcap's own wrapper writes into site-packages, can wait without end, and shifts every later caption where a
     caption holds a line separator that is not a newline; so its jar is called here.
 
     Raises:
@@ -112,7 +112,7 @@ def start_java(arguments: Sequence[str], errors: IO[bytes]) -> subprocess.Popen[
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process of `start_java` and what it started; nothing where it has ended."""
+    """Kill a process of `start_java` and its children; does nothing where it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -126,7 +126,7 @@ def last_line(errors: IO[bytes]) -> str:
 
 
 def _run_java(arguments: Sequence[str], text: str, timeout_s: float) -> str:
-    """What Java writes when it is given `text`."""
+    """Run Java on `text` as its standard input; what it writes to its standard output."""
     with tempfile.TemporaryFile() as errors:
         process = start_java(arguments, errors)
         try:

@@ -1,24 +1,27 @@
-"""How an answer is written: the choice of each next token, and the text that the tokens make.
+"""Decoding: the choice of each next token, and the tokens' text.
 
-Owns: `Decoding` (what a caller asks for), `Chooser` (logits -> token ids) and `AnswerText` (token ids -> text, with
+Owns: `Decoding` (what a caller asks for), `choose_tokens` (logits -> token ids), `AnswerText` (token ids -> text, with
 end tokens and stop strings) and `AnswerStream` (text as it comes). Does not own the model or its cache.
 
-Shapes: B rows, V vocabulary.
+Shapes: B rows, S of them sampled, V vocabulary.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from models.errors import InputError
+from models.common.errors import InputError
+
+EndReason = Literal["stop", "length", "cancelled"]
+"""Why an answer ended: an end token or a stop string, as many tokens as asked for or as fit, or nobody waits for it."""
 
 _INCOMPLETE = "\ufffd"
-"""What a byte-level tokenizer decodes half a character to."""
+"""The character that a byte-level tokenizer returns for an incomplete one."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,9 @@ class Decoding:
 
     `temperature` 0 is greedy. `top_p` keeps the smallest set of tokens whose probability reaches it (Holtzman et al.,
     2020). The same `seed` gives the same answer to the same query, alone or in any batch. Each of `stop` ends the
-    answer and is cut from it. By `speculate` a greedy answer to one query by a model with heads for future tokens comes
-    several tokens a forward: `auto` for as long as that is faster; it stays the same answer. Raises InputError for
-    values that mean nothing.
+    answer and is cut from it. With `speculate` a model with heads for future tokens decodes a greedy answer to one
+    query several tokens per forward (`auto`: while that is faster); the answer is the same. Raises InputError for
+    invalid values.
     """
 
     max_new_tokens: int = 128
@@ -55,73 +58,82 @@ class Decoding:
                 raise InputError(message)
 
 
-class Chooser:
-    """Chooses the next token of each row.
+def choose_tokens(
+    logits_BV: torch.Tensor, decodings: Sequence[Decoding], generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """The next token of each row, ids_B, by the row's own decoding; `logits_BV` may have any float type.
 
-    Each row draws from a generator of its own, so that neither the other rows of a batch nor any other user of
-    PyTorch's global random state changes an answer, and drawing for one answer disturbs nobody else.
+    A row draws once a token, from a generator of its own, so that neither the other rows of a batch nor any other user
+    of PyTorch's global random state changes an answer. Sampling is the exponential race: argmax of p / Exp(1).
     """
+    ids_B = logits_BV.argmax(dim=-1)
+    sampled = [row for row, decoding in enumerate(decodings) if decoding.temperature > 0]
+    if not sampled:
+        return ids_B
+    rows_S = torch.tensor(sampled, device=logits_BV.device)
+    asked = [decodings[row] for row in sampled]
+    temperatures_S1 = torch.tensor([each.temperature for each in asked], device=logits_BV.device)[:, None]
+    probabilities_SV = (logits_BV[rows_S].float() / temperatures_S1).softmax(dim=-1)
+    if any(each.top_p < 1 for each in asked):
+        probabilities_SV = _nucleus(probabilities_SV, [each.top_p for each in asked])
+    races_SV = torch.empty_like(probabilities_SV)
+    for race_V, row in zip(races_SV, sampled, strict=True):
+        race_V.exponential_(generator=generators[row])
+    return ids_B.index_copy(0, rows_S, (probabilities_SV / races_SV).argmax(dim=-1))
 
-    def __init__(self, decoding: Decoding, num_rows: int, device: torch.device) -> None:
-        self._decoding = decoding
-        self._generators = [torch.Generator(device).manual_seed(decoding.seed) for _ in range(num_rows)]
 
-    def __call__(self, logits_BV: torch.Tensor) -> torch.Tensor:
-        """`logits_BV` of any float type -> ids_B. Sampling is the exponential race: argmax of p / Exp(1)."""
-        if self._decoding.temperature == 0:
-            return logits_BV.argmax(dim=-1)
-        probabilities_BV = (logits_BV.float() / self._decoding.temperature).softmax(dim=-1)
-        probabilities_BV = self._nucleus(probabilities_BV)
-        races_BV = torch.empty_like(probabilities_BV)
-        for race_V, generator in zip(races_BV, self._generators, strict=True):
-            race_V.exponential_(generator=generator)
-        return (probabilities_BV / races_BV).argmax(dim=-1)
-
-    def _nucleus(self, probabilities_BV: torch.Tensor) -> torch.Tensor:
-        if self._decoding.top_p == 1:
-            return probabilities_BV
-        sorted_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True)
-        before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
-        sorted_BV = sorted_BV.masked_fill(before_BV >= self._decoding.top_p, 0.0)  # the first always stays
-        return torch.zeros_like(probabilities_BV).scatter(-1, order_BV, sorted_BV)
+def _nucleus(probabilities_SV: torch.Tensor, top_ps: Sequence[float]) -> torch.Tensor:
+    """Probabilities with 0 outside of the smallest set that reaches a row's `top_p`; the most likely always stays."""
+    sorted_SV, order_SV = probabilities_SV.sort(dim=-1, descending=True)
+    before_SV = sorted_SV.cumsum(dim=-1) - sorted_SV
+    # Rounding may take a sum beyond 1 before the last token: a row without a nucleus keeps all of them.
+    limits = [top_p if top_p < 1 else float("inf") for top_p in top_ps]
+    sorted_SV = sorted_SV.masked_fill(before_SV >= torch.tensor(limits, device=before_SV.device)[:, None], 0.0)
+    return torch.zeros_like(probabilities_SV).scatter(-1, order_SV, sorted_SV)
 
 
 class AnswerText:
-    """The text of one answer while its tokens come.
+    """The text of one answer as its tokens arrive.
 
-    `push` returns the text that is certain by now, so joined pieces are the answer: half a character, white space at
-    the end and what may become a stop string are held back until more is known. White space around an answer is cut.
+    `push` returns the text that is certain by now, so joined pieces are the answer: half a character, trailing white
+    space and a possible start of a stop string are held back until more tokens arrive. White space around an answer is
+    cut.
     """
 
     def __init__(self, tokenizer: Any, *, end_ids: frozenset[int], max_tokens: int, stop: tuple[str, ...]) -> None:
         self.ids: list[int] = []
         """All tokens of the answer, its end token included."""
         self.done = max_tokens <= 0
+        self.reason: EndReason = "length"
+        """Why it ended, once it is `done`."""
+        self.max_tokens = max_tokens
         self._tokenizer = tokenizer
-        self._end_ids, self._max_tokens, self._stop = end_ids, max_tokens, stop
+        self._end_ids, self._stop = end_ids, stop
         self._raw = ""
         self._num_emitted = 0
         self._context, self._read = 0, 0  # ids before _read are in _raw; decoding starts at _context for its spaces
 
     def push(self, token_id: int) -> str:
-        """Take one more token and return the text that it makes certain; nothing after the answer has ended."""
+        """Take one more token and return the text that it makes certain; empty after the answer has ended."""
         if self.done:
             return ""
         self.ids.append(token_id)
-        ended = token_id in self._end_ids or len(self.ids) >= self._max_tokens
+        is_end = token_id in self._end_ids
+        ended = is_end or len(self.ids) >= self.max_tokens
         self._decode(flush=ended)
         cut = min((at for stop in self._stop if (at := self._raw.find(stop)) >= 0), default=None)
         if cut is not None:
             self._raw = self._raw[:cut]
         self.done = ended or cut is not None
+        self.reason = "stop" if is_end or cut is not None else "length"
         return self._emit()
 
     def finish(self) -> str:
-        """End the answer where it is, and return what was held back."""
+        """End the answer where it is, since nobody wants the rest, and return what was held back."""
         if self.done:
             return ""
         self._decode(flush=True)
-        self.done = True
+        self.done, self.reason = True, "cancelled"
         return self._emit()
 
     def _decode(self, *, flush: bool) -> None:
@@ -147,23 +159,28 @@ class AnswerText:
         return self._raw[start:end]
 
     def _num_uncertain(self) -> int:
-        """Length of the longest end of `_raw` that begins a stop string."""
+        """Length of the longest suffix of `_raw` that is a prefix of a stop string."""
         lengths = (length for stop in self._stop for length in range(1, len(stop)) if self._raw.endswith(stop[:length]))
         return max(lengths, default=0)
 
 
 class AnswerStream(Iterator[str]):
-    """The pieces of one answer as they come, and how fast they came. Empty pieces are left out."""
+    """The pieces of one answer as they arrive, and their speed. Empty pieces are left out.
 
-    def __init__(self, steps: Iterator[list[str]], text: AnswerText) -> None:
-        self._steps, self._text = steps, text
+    Args:
+        pieces: the text of each new token, or of several.
+        count: how many tokens there are so far, the end token included.
+    """
+
+    def __init__(self, pieces: Iterator[str], count: Callable[[], int]) -> None:
+        self._pieces, self._count = pieces, count
         self._started_s = time.perf_counter()
         self.first_token_s: float | None = None
-        """Seconds from the call to the first token: pictures, prompt and one choice."""
+        """Seconds from the call to the first token: images, prompt and one choice."""
         self.seconds = 0.0
 
     def __next__(self) -> str:
-        for (piece,) in self._steps:
+        for piece in self._pieces:
             self.seconds = time.perf_counter() - self._started_s
             if self.first_token_s is None:
                 self.first_token_s = self.seconds
@@ -174,11 +191,11 @@ class AnswerStream(Iterator[str]):
     @property
     def num_tokens(self) -> int:
         """Tokens written so far, the end token included."""
-        return len(self._text.ids)
+        return self._count()
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Speed of writing after the first token; None while there are fewer than two."""
+        """Decoding speed after the first token; None while there are fewer than two."""
         if self.first_token_s is None or self.num_tokens < 2 or self.seconds <= self.first_token_s:
             return None
         return (self.num_tokens - 1) / (self.seconds - self.first_token_s)

@@ -1,4 +1,4 @@
-"""A model in training, seen the way a Predictor sees a bundle.
+"""A model in training with the interface that a Predictor expects of a bundle's model.
 
 Owns the few lines between `VLM`'s own calls and the calls of a Hugging Face image-text-to-text model. Does not own
 either model, and keeps no weights of its own.
@@ -16,7 +16,7 @@ from models.vlm import VLM
 
 
 class InterruptedAnswerError(Exception):
-    """The one who waits for an answer no longer wants it."""
+    """`should_stop` returned True in the middle of an answer: the run was asked to stop."""
 
 
 class LiveModel(nn.Module):
@@ -24,8 +24,8 @@ class LiveModel(nn.Module):
 
     Args:
         generation_config: whose end tokens count; by default the language model's own.
-        autocast: compute in this dtype over fp32 weights, as training does; float32: as the weights are.
-        should_stop: asked before every forward, so once a token; a yes raises `InterruptedAnswerError`.
+        autocast: compute in this dtype over fp32 weights, as training does; float32: in the weights' own dtype.
+        should_stop: called before every forward, so once per token; True raises `InterruptedAnswerError`.
     """
 
     def __init__(
@@ -46,9 +46,10 @@ class LiveModel(nn.Module):
     def forward(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None, **options: Any
     ) -> Any:
-        """The language model's output; `pixel_values` [N, C, S, S] are the rows' pictures in order.
+        """The language model's output; `pixel_values` [N, C, S, S] are the rows' images in order.
 
-        Under AnyRes they are [N, T, C, S, S], and `image_sizes` [N, 2] says how many of the T tiles are a picture's.
+        Under AnyRes they are [N, T, C, S, S], and `image_sizes` [N, 2] gives each image's size, which determines how
+        many of the T tiles are real.
         """
         if self.should_stop():
             raise InterruptedAnswerError
@@ -58,7 +59,7 @@ class LiveModel(nn.Module):
     def generate(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None, **options: Any
     ) -> Tensor:
-        """Prompt and new token ids [B, L + new]."""
+        """Token ids [B, L + N]: the prompt's L, then N new ones; `options` go to transformers' `generate`."""
         with torch.autocast(input_ids.device.type, self._autocast, enabled=self._autocast != torch.float32):
             embedded = self.vlm.embed_inputs(input_ids, pixel_values, image_sizes)
             new_ids = self.vlm.language.generate(inputs_embeds=embedded, **options)

@@ -1,9 +1,10 @@
-"""A model that answers questions about pictures: one class behind evaluation, the demo and `sightline.load`.
+"""A model that answers questions about images: the class used by evaluation, the demo and `sightline.load`.
 
-    Query --encode--> Prompt --collate (left padding)--> prefill --> token, token, ... --AnswerText--> str
+    Query --encode--> Prompt --PromptReader--> Batch of rows --> token, token, ... --AnswerText--> str
 
-Owns: opening a bundle, batching, and the loss of given answers. Does not own the prompt (eval.prompts), the token loop
-(eval.generation), the choice of tokens and their text (eval.decoding) or scores.
+Owns: opening a bundle, batches of a fixed set of queries, and the loss of given answers. Does not own the prompt
+(eval.prompts), the rows of a batch (eval.batch), the choice of tokens and their text (eval.decoding) or scores. Many
+callers at once are `eval.engine`'s.
 """
 
 from __future__ import annotations
@@ -19,34 +20,45 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data_pipeline.images import open_picture, to_rgb
+from data_pipeline.images import open_image, to_rgb
+from data_pipeline.record import Turn
 from eval.answers import AnswerCache
+from eval.batch import Batch, Row
 from eval.decoding import AnswerStream, AnswerText, Decoding
-from eval.generation import ChatMemory, continue_chat, evaluating, write_beams, write_tokens
-from eval.prompts import Prompt, Query, Turn, collate, encode, encode_answered
-from eval.readers import FixedReader, GrowingReader, Reader, ReaderPool, is_fixable
-from eval.speculative import Speculation, Worth, can_speculate, write_speculatively
-from models.bundle import Manifest, read_manifest
-from models.bundle import verify as verify_bundle
-from models.errors import InputError
+from eval.feature_cache import FeatureCache
+from eval.generation import evaluating, write_beams
+from eval.kept_chats import KeptChats
+from eval.kv_cache import DynamicKVCache, KVCache, is_fixable
+from eval.prefill import PromptReader
+from eval.prompts import Prompt, PromptTooLongError, Query, encode, encode_answered
+from eval.speculative import Speculation, SpeculationGate, can_speculate, write_speculatively
+from eval.static_cache import StaticCachePool, StaticKVCache
+from models.bundle import Manifest, find_manifest
+from models.common.errors import InputError
+from models.published.family import check_family
 
 __all__ = ["AnswerStream", "Decoding", "Predictor", "Query", "Turn"]
 
 GREEDY = Decoding()
 
+KEPT_BYTES = 1 << 28
+"""Of projected features, and as much of keys and values of chats, that an open bundle keeps."""
+
 
 class Predictor:
     """Answers queries with a model and its processor, from a bundle (`Predictor.open`) or live in a training run.
 
-    `model` takes what a Hugging Face image-text-to-text model takes (`forward` with a cache; `generate` for beams);
+    `model` has the interface of a Hugging Face image-text-to-text model (`forward` with a cache; `generate` for beams);
     `processor` is its Hugging Face processor. Answers do not depend on what else is in a batch.
 
     Args:
-        num_remembered: chats that are kept as keys and values, so that `stream` reads only a chat's new turn.
-        is_fixed: write single answers with keys and values of a fixed size, on a GPU by a CUDA graph.
-        num_answers: answers that are kept and given again to the same query with the same decoding, seed included.
+        kept_bytes: projected features of images, and as many bytes of keys and values of chats, that are kept, so that
+            with `stream` another question about an image skips the vision encoder, and of a chat only the new turn is
+            read.
+        is_fixed: decode single answers with keys and values of a fixed size, on a GPU by a CUDA graph.
+        num_answers: answers that are cached for the same query with the same decoding, seed included.
 
-    All three only where the weights do not change.
+    Use all three only where the weights do not change.
     """
 
     def __init__(
@@ -55,23 +67,25 @@ class Predictor:
         processor: Any,
         *,
         device: str | torch.device,
-        num_remembered: int = 0,
+        kept_bytes: int = 0,
         is_fixed: bool = False,
         num_answers: int = 0,
     ) -> None:
         self.model, self.processor, self.device = model, processor, torch.device(device)
         self.manifest: Manifest | None = None
-        """The bundle's manifest, where the model came from one."""
+        """The bundle's manifest, where the model came from a bundle."""
         self.speculation = Speculation() if getattr(model, "future", None) is not None else None
-        """What the model's heads for future tokens did so far, where it has some."""
+        """Statistics of speculative decoding, where the model has heads for future tokens."""
         tokenizer = processor.tokenizer
         self._end_ids = _end_ids(model, tokenizer)
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._end_ids)
         self._max_length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
-        self._pool = ReaderPool(model, self.device, self._max_length) if is_fixed else None
-        self._memory = ChatMemory(num_remembered, processor.image_token_id, self._give_back) if num_remembered else None
+        self.is_fixed = is_fixed
+        self._pool = StaticCachePool(model, self.device) if is_fixed else None
         self._answers = AnswerCache(num_answers)
-        self._pixel_dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        self.reader = self.make_reader(0, 0)
+        """Reads prompts whole: what `answer` says in bf16 must not depend on what was asked before."""
+        self._chat_reader = self.make_reader(kept_bytes, kept_bytes)
 
     @classmethod
     def open(
@@ -79,32 +93,27 @@ class Predictor:
     ) -> Predictor:
         """Open the bundle at `path` on `device` ("auto" is the first GPU, else the CPU).
 
-        `verify` compares each file with its digest in the manifest first; `num_answers` are kept and given again.
+        A published LLaVA, LLaVA-NeXT or LLaVA-OneVision without our manifest opens too, and a line says so.
+
+        `verify` compares each file with its digest in the manifest first; `num_answers` answers are cached.
         Raises InputError, naming the file, when the folder is no bundle or is damaged.
         """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        import models.registered  # noqa: F401 - makes our own class known
+        from models.opening import open_model, open_processor
 
         folder, place = Path(path), _device(device)
-        manifest = verify_bundle(folder) if verify else read_manifest(folder)
-        try:
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForImageTextToText.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype="auto", device_map={"": place}
-            )
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{folder} does not open as a bundle: {reason}; make it again with tools.merge") from error
+        manifest = find_manifest(folder, compare_files=verify)
+        if manifest is None:
+            check_family(folder)
+        processor, model = open_processor(folder), open_model(folder, place)
         is_fixed = place.type == "cuda" and is_fixable(model)
         predictor = cls(
-            model.eval(), processor, device=place, num_remembered=2, is_fixed=is_fixed, num_answers=num_answers
+            model, processor, device=place, kept_bytes=KEPT_BYTES, is_fixed=is_fixed, num_answers=num_answers
         )
         predictor.manifest = manifest
         return predictor
 
     def answer(self, queries: Sequence[Query], decoding: Decoding = GREEDY, *, batch_size: int = 16) -> list[str]:
-        """Answer each query, `batch_size` at a time. Pictures, lengths and numbers of pictures may differ."""
+        """Answer each query, `batch_size` at a time. Images, lengths and numbers of images may differ."""
         answers: list[str] = []
         for start in range(0, len(queries), batch_size):
             prompts = [encode(self.processor, query) for query in queries[start : start + batch_size]]
@@ -115,11 +124,11 @@ class Predictor:
         return answers
 
     def _write(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
-        texts = self._texts(prompts, decoding)
-        pieces = [[""] for _ in texts]
-        for new in self._steps(prompts, texts, decoding):
-            for row, piece in zip(pieces, new, strict=True):
-                row.append(piece)
+        rows = [self.row(prompt, decoding) for prompt in prompts]
+        pieces = [[""] for _ in rows]
+        for new in self._steps(rows, self.reader):
+            for place, piece in new:
+                pieces[place].append(piece)
         answers = ["".join(row) for row in pieces]
         for prompt, answer in zip(prompts, answers, strict=True):
             self._answers.keep(prompt, decoding, answer)
@@ -128,13 +137,13 @@ class Predictor:
     def stream(
         self, query: Query, decoding: Decoding = GREEDY, *, cancel: threading.Event | None = None
     ) -> AnswerStream:
-        """Answer one query piece by piece; the pieces joined are what `answer` gives. `cancel` ends it after a token.
+        """Answer one query piece by piece; the pieces joined are `answer`'s result. `cancel` ends it after a token.
 
-        Beams are known only when all are done, so their answer comes as one piece.
+        With beams the answer comes as one piece, since the best one is known only at the end.
         """
-        prompts = [encode(self.processor, query)]
-        texts = self._texts(prompts, decoding)
-        return AnswerStream(self._steps(prompts, texts, decoding, cancel=cancel, memory=self._memory), texts[0])
+        row = self.row(self.prompt(query), decoding, cancel=cancel)
+        pieces = (piece for new in self._steps([row], self._chat_reader) for _, piece in new)
+        return AnswerStream(pieces, lambda: len(row.text.ids))
 
     def loss(
         self, queries: Sequence[Query], answers: Sequence[str], *, batch_size: int = 16
@@ -152,93 +161,108 @@ class Predictor:
             losses += self._batch_loss([prompt for prompt, _ in encoded], [count for _, count in encoded])
         return losses
 
-    def chat(self, picture: str | PathLike[str] | bytes | Image.Image, question: str, **decoding: Any) -> str:
-        """Answer one question about one picture: a path, the bytes of a file, or a PIL image."""
-        query = Query((_rgb(picture),), (Turn("user", question),))
+    def chat(self, image: str | PathLike[str] | bytes | Image.Image, question: str, **decoding: Any) -> str:
+        """Answer one question about one image: a path, the bytes of a file, or a PIL image."""
+        query = Query((_rgb(image),), (Turn("user", question),))
         return self.answer([query], Decoding(**decoding))[0]
 
-    def _texts(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[AnswerText]:
-        texts = []
-        for prompt in prompts:
-            room = self._max_length - len(prompt.ids)
-            if room < 1:
-                raise InputError(
-                    f"the chat takes {len(prompt.ids)} tokens and the model reads {self._max_length}: shorten it"
-                )
-            texts.append(
-                AnswerText(
-                    self.processor.tokenizer,
-                    end_ids=self._end_ids,
-                    max_tokens=min(room, decoding.max_new_tokens),
-                    stop=decoding.stop,
-                )
-            )
-        return texts
+    def prompt(self, query: Query) -> Prompt:
+        """A query as ids and pixels; from any thread, and without the model. Raises InputError as `encode`."""
+        return encode(self.processor, query)
 
-    def _steps(
-        self,
-        prompts: Sequence[Prompt],
-        texts: Sequence[AnswerText],
-        decoding: Decoding,
-        *,
-        cancel: threading.Event | None = None,
-        memory: ChatMemory | None = None,
-    ) -> Iterator[list[str]]:
-        """Yield each row's new text, token by token, until every row is done."""
-        inputs = self._collate(prompts, side="left")
+    def row(self, prompt: Prompt, decoding: Decoding, *, cancel: threading.Event | None = None) -> Row:
+        """An answer that is about to be written.
+
+        Raises:
+            InputError: the prompt leaves no room for an answer.
+        """
+        room = self._max_length - len(prompt.ids)
+        if room < 1:
+            raise PromptTooLongError(
+                f"the chat takes {len(prompt.ids)} tokens and the model reads {self._max_length}: shorten it"
+            )
+        max_tokens = min(room, decoding.max_new_tokens)
+        text = AnswerText(self.processor.tokenizer, end_ids=self._end_ids, max_tokens=max_tokens, stop=decoding.stop)
+        generator = torch.Generator(self.device).manual_seed(decoding.seed)
+        return Row(prompt, decoding, text, generator, cancel or threading.Event())
+
+    def make_reader(self, feature_bytes: int, chat_bytes: int) -> PromptReader:
+        """What reads prompts for a batch, with memories of so many bytes; 0 is without."""
+        # LLaVA-OneVision's features of an image depend on how many images a prompt has.
+        is_by_image = getattr(self.model.config, "model_type", "") != "llava_onevision"
+        has_features = feature_bytes > 0 and is_by_image and hasattr(self.model, "get_image_features")
+        return PromptReader(
+            self.model,
+            self.device,
+            pad_id=self._pad_id,
+            features=FeatureCache(feature_bytes) if has_features else None,
+            chats=KeptChats(chat_bytes, self.processor.image_token_id) if chat_bytes > 0 else None,
+        )
+
+    def _steps(self, rows: Sequence[Row], reader: PromptReader) -> Iterator[list[tuple[int, str]]]:
+        """Yield the new text of rows with their places, token by token, until every row has ended."""
+        decoding = rows[0].decoding
         if decoding.num_beams > 1:
-            ends = sorted(self._end_ids)
-            tokens = write_beams(self.model, inputs, decoding, end_ids=ends, pad_id=self._pad_id)
-        elif self.speculation is not None and can_speculate(decoding, len(prompts)):
-            worth = Worth(clock=None) if decoding.speculate == "always" else Worth()
-            tokens = write_speculatively(self.model, inputs, self.speculation, worth)
-        elif memory is not None:
-            tokens = continue_chat(
-                self.model,
-                prompts[0],
-                inputs,
-                decoding,
-                memory=memory,
-                make_reader=self._make_reader,
-                num_positions=self._num_positions(prompts[0], decoding),
-            )
-        else:
-            tokens = self._alone(prompts, inputs, decoding)
-        with closing(tokens):
-            for token_ids in tokens:
-                yield [text.push(token_id) for text, token_id in zip(texts, token_ids, strict=True)]
-                if all(text.done for text in texts) or (cancel is not None and cancel.is_set()):
-                    break
-        yield [text.finish() for text in texts]
-
-    def _alone(
-        self, prompts: Sequence[Prompt], inputs: dict[str, torch.Tensor], decoding: Decoding
-    ) -> Generator[list[int]]:
-        """Prompts that nothing is known of, and of which nothing stays."""
-        if len(prompts) > 1:
-            yield from write_tokens(self.model, inputs, decoding, GrowingReader(self.model))
+            yield from self.search(rows)
             return
-        reader = self._make_reader(self._num_positions(prompts[0], decoding))
+        if self.speculation is not None and can_speculate(decoding, len(rows)):
+            gate = SpeculationGate(clock=None) if decoding.speculate == "always" else SpeculationGate()
+            tokens = write_speculatively(
+                self.model, self.reader.collate([rows[0].prompt], side="left"), self.speculation, gate
+            )
+            yield from _texts(rows, tokens)
+        else:
+            yield from self._together(rows, reader)
+
+    def search(self, rows: Sequence[Row]) -> Iterator[list[tuple[int, str]]]:
+        """Yield the text of the best answers by beam search, token by token, once they are found.
+
+        All rows have the first one's decoding, and its `cancel` ends the search.
+        """
+        tokens = write_beams(
+            self.model,
+            self.reader.collate([row.prompt for row in rows], side="left"),
+            rows[0].decoding,
+            end_ids=sorted(self._end_ids),
+            pad_id=self._pad_id,
+            cancel=rows[0].cancel,
+        )
+        yield from _texts(rows, tokens)
+
+    def _together(self, rows: Sequence[Row], reader: PromptReader) -> Iterator[list[tuple[int, str]]]:
+        """Start all rows at once, and go on with those that have not ended."""
+        places = {id(row): place for place, row in enumerate(rows)}
+        cache = self._make_cache(rows)
+        batch = Batch(reader, cache)
         try:
-            yield from write_tokens(self.model, inputs, decoding, reader)
-        except GeneratorExit:
-            self._give_back(reader)
+            with evaluating(self.model):
+                pieces = batch.join(rows)
+                while pieces:
+                    yield [(places[id(row)], piece) for row, piece in pieces]
+                    ended = batch.leave()
+                    yield [(places[id(row)], row.text.finish()) for row in ended]
+                    pieces = batch.step() if batch.rows else []
+        except GeneratorExit:  # nobody wants the rest
+            for row in batch.rows:
+                row.cancel.set()
+            batch.leave()
             raise
+        finally:
+            self._give_back(cache)
 
-    def _num_positions(self, prompt: Prompt, decoding: Decoding) -> int:
-        return min(len(prompt.ids) + decoding.max_new_tokens, self._max_length)
+    def _make_cache(self, rows: Sequence[Row]) -> KVCache:
+        """An empty cache: for one row a static one from the pool, where there is a pool."""
+        if self._pool is None or len(rows) > 1:
+            return DynamicKVCache(self.model)
+        return self._pool.take(rows[0].need)
 
-    def _make_reader(self, num_positions: int) -> Reader:
-        """A reader of one row."""
-        return GrowingReader(self.model) if self._pool is None else self._pool.take(num_positions)
-
-    def _give_back(self, reader: Reader) -> None:
-        if self._pool is not None and isinstance(reader, FixedReader):
-            self._pool.give(reader)
+    def _give_back(self, cache: KVCache) -> None:
+        if self._pool is not None and isinstance(cache, StaticKVCache):
+            self._pool.give(cache)
 
     @torch.no_grad()
     def _batch_loss(self, prompts: Sequence[Prompt], num_targets: Sequence[int]) -> list[tuple[float, int]]:
-        inputs = self._collate(prompts, side="right")
+        inputs = self.reader.collate(prompts, side="right")
         with evaluating(self.model):
             logits_BLV = self.model(**inputs, use_cache=False).logits
         losses = []
@@ -255,14 +279,18 @@ class Predictor:
         return self._end_ids
 
     def inputs_of(self, query: Query) -> dict[str, torch.Tensor]:
-        """What the model takes for one query, on its device."""
-        return self._collate([encode(self.processor, query)], side="left")
+        """The model's inputs for one query, on its device."""
+        return self.reader.collate([encode(self.processor, query)], side="left")
 
-    def _collate(self, prompts: Sequence[Prompt], *, side: Any) -> dict[str, torch.Tensor]:
-        batch = collate(prompts, pad_id=self._pad_id, side=side, device=self.device)
-        if "pixel_values" in batch:
-            batch["pixel_values"] = batch["pixel_values"].to(self._pixel_dtype)
-        return batch
+
+def _texts(rows: Sequence[Row], tokens: Generator[list[int]]) -> Iterator[list[tuple[int, str]]]:
+    """The new text of rows with their places, for one token of each after another, until all have ended."""
+    with closing(tokens):
+        for token_ids in tokens:
+            yield [(place, rows[place].text.push(token_id)) for place, token_id in enumerate(token_ids)]
+            if all(row.has_ended for row in rows):
+                break
+    yield [(place, row.text.finish()) for place, row in enumerate(rows)]
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -287,7 +315,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _rgb(picture: str | PathLike[str] | bytes | Image.Image) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture)
-    return open_picture(picture if isinstance(picture, bytes) else Path(picture))
+def _rgb(image: str | PathLike[str] | bytes | Image.Image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    return open_image(image if isinstance(image, bytes) else Path(image))

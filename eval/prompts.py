@@ -1,61 +1,148 @@
-"""From a question about pictures to what a model takes.
+"""From a question about images to a model's inputs.
 
-Owns: `Turn` and `Query` (a chat and its pictures), `Prompt` (token ids and pixels of one query) and batches of prompts.
+Owns: `Query` (a chat and its images), `Prompt` (token ids and pixels of one query) and batches of prompts.
 The chat template and the pixels are the bundle's processor's, exactly as stock transformers would apply them.
 
-Shapes: B rows, L tokens, N pictures.
+Shapes: B rows, L tokens, N images.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import Any, Literal
 
+import jinja2
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from models.errors import InputError
+from data_pipeline import limits
+from data_pipeline.images import fit, to_rgb
+from data_pipeline.record import Turn
+from models.common.errors import InputError, single_line
+from models.spec import CropImage, ImageSpec, PadImage
+
+_LARGE_PIXELS = 1 << 24
+"""Of an image, or of the square that it is padded to: more are not left to the processor."""
+
+_STOCK_BYTES = 16
+"""Bytes a pixel that a stock processor takes: the image as an array, and as an image again."""
+
+
+class PromptTooLongError(InputError):
+    """A chat that leaves no room for an answer."""
+
+
+_PROBE = "\ue000"
+"""Stands for a system text: a private character, which no template prints itself."""
+
+_SPOKEN = {"system": "system text", "user": "question", "assistant": "answer"}
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One turn of a chat."""
+class Place:
+    """Where an image stands: in a turn, before the character `at` of its text (its length is behind the text)."""
 
-    role: Literal["user", "assistant"]
-    text: str
+    turn: int
+    at: int = 0
 
 
 @dataclass(frozen=True)
 class Query:
-    """A chat that waits for its next answer. The pictures stand before the first turn's text.
+    """A chat that waits for its next answer, with its images.
 
-    Turns alternate and begin and end with the user's; anything else raises InputError.
+    Args:
+        images: in the order in which the chat shows them.
+        turns: user, assistant, ..., user; a system turn may come first where the model's template has them.
+        places: one for each image, in order, in user turns only. Without any, all images come before the first user
+            turn's text, as in training.
+
+    Raises:
+        InputError: the turns do not alternate, a text is beyond the limits, or an image has no place.
     """
 
-    pictures: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...]
     turns: tuple[Turn, ...]
+    places: tuple[Place, ...] = ()
 
     def __post_init__(self) -> None:
         roles = [turn.role for turn in self.turns]
-        expected = ["user", "assistant"] * len(roles)
-        if len(roles) % 2 == 0 or roles != expected[: len(roles)]:
+        spoken = roles[1:] if self.has_system else roles
+        expected = ["user", "assistant"] * len(spoken)
+        if len(spoken) % 2 == 0 or spoken != expected[: len(spoken)]:
             raise InputError(f"a chat alternates user, assistant, ..., user; this one is {', '.join(roles) or 'empty'}")
+        for turn in self.turns:
+            if problem := limits.text_problem(turn.text):
+                raise InputError(f"the {_SPOKEN[turn.role]} {problem}")
+        if self.places:
+            self._check_places()
+
+    @property
+    def has_system(self) -> bool:
+        """Whether a system turn comes first."""
+        return bool(self.turns) and self.turns[0].role == "system"
+
+    def _check_places(self) -> None:
+        if len(self.places) != len(self.images):
+            raise InputError(f"{len(self.images)} images have {len(self.places)} places: give each one")
+        for place in self.places:
+            if not 0 <= place.turn < len(self.turns) or self.turns[place.turn].role != "user":
+                raise InputError(f"an image is placed in turn {place.turn}, which is none of the user's")
+            if not 0 <= place.at <= len(self.turns[place.turn].text):
+                raise InputError(f"an image is placed at character {place.at} of a shorter text")
+        if list(self.places) != sorted(self.places, key=lambda place: (place.turn, place.at)):
+            raise InputError("the places of the images are out of order: images come in the order of the chat")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One query as the model takes it: `ids` with each picture's placeholders, and the processor's pixel tensors."""
+    """One query as the model's input: `ids` with each image's placeholders, and the processor's pixel tensors."""
 
     ids: list[int]
     pixels: dict[str, torch.Tensor]
 
+    @cached_property
+    def image_digests(self) -> tuple[bytes, ...]:
+        """Of each image, a digest of its pixels: images with the same one have the same features."""
+        num_images = len(next(iter(self.pixels.values()), ()))
+        return tuple(_digest(self.image(place)) for place in range(num_images))
+
+    def image(self, place: int) -> dict[str, torch.Tensor]:
+        """The processor's tensors of one image."""
+        return {name: values[place : place + 1] for name, values in self.pixels.items()}
+
+
+def _digest(pixels: Mapping[str, torch.Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for name, values in sorted(pixels.items()):
+        digest.update(repr((name, tuple(values.shape), values.dtype)).encode())
+        digest.update(values.contiguous().numpy().data)
+    return digest.digest()
+
 
 def encode(processor: Any, query: Query) -> Prompt:
-    """Render the chat and prepare its pictures. Control tokens that a turn's text spells stay plain text."""
+    """Render the chat and prepare its images. Control tokens that a turn's text spells stay plain text.
+
+    Raises:
+        InputError: an image beyond `data_pipeline.limits`, or a system turn where the template has none.
+    """
+    if query.has_system and not takes_system(processor):
+        raise InputError("the model's chat template has no system turns: say it in the first question")
     return _encode(processor, _messages(query), _guard(processor, query), add_generation_prompt=True)
+
+
+def takes_system(processor: Any) -> bool:
+    """Whether the chat template prints a system turn's text; some leave it out, and some refuse it."""
+    probe = [("system", _PROBE), ("user", "a")]
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in probe]
+    try:
+        return _PROBE in str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except jinja2.TemplateError:
+        return False
 
 
 def encode_answered(processor: Any, query: Query, answer: str, end_ids: frozenset[int]) -> tuple[Prompt, int]:
@@ -80,7 +167,7 @@ def encode_answered(processor: Any, query: Query, answer: str, end_ids: frozense
 def collate(
     prompts: Sequence[Prompt], *, pad_id: int, side: Literal["left", "right"], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Pad to the longest: input_ids, attention_mask and position_ids (B, L), and the pictures of all rows in order."""
+    """Pad to the longest: input_ids, attention_mask and position_ids (B, L), and the images of all rows in order."""
     longest = max(len(prompt.ids) for prompt in prompts)
     ids, mask = [], []
     for prompt in prompts:
@@ -99,32 +186,52 @@ def collate(
 
 
 def stack_pixels(pixels: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
-    """The processor's tensors of several prompts as one of each name, the pictures in order.
+    """The processor's tensors of several prompts as one of each name, the images in order.
 
-    Where pictures have several tiles, those with fewer get blank ones behind, as the processor itself adds them.
+    Where images have several tiles, those with fewer get blank ones appended, as the processor itself does.
     """
     names = dict.fromkeys(name for each in pixels for name in each)
     parts = {name: [each[name] for each in pixels if name in each] for name in names}
     for tensors in parts.values():
-        if tensors[0].ndim == 5:  # pictures, tiles, channels, height, width
+        if tensors[0].ndim == 5:  # images, tiles, channels, height, width
             most = max(tensor.shape[1] for tensor in tensors)
             tensors[:] = [F.pad(tensor, (0, 0) * 3 + (0, most - tensor.shape[1])) for tensor in tensors]
     return {name: torch.cat(tensors).to(device) for name, tensors in parts.items()}
 
 
 def _messages(query: Query) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = [
-        {"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in query.turns
+    first = 1 if query.has_system else 0
+    places = query.places or tuple(Place(first) for _ in query.images)
+    images: list[list[tuple[int, Image.Image]]] = [[] for _ in query.turns]
+    for image, place in zip(query.images, places, strict=True):
+        images[place.turn].append((place.at, image))
+    return [
+        {"role": turn.role, "content": _parts(turn.text, here)} for turn, here in zip(query.turns, images, strict=True)
     ]
-    messages[0]["content"] = [{"type": "image", "image": picture} for picture in query.pictures] + messages[0][
-        "content"
-    ]
-    return messages
+
+
+def _parts(text: str, images: Sequence[tuple[int, Image.Image]]) -> list[dict[str, Any]]:
+    """A turn's content: its text with its images between, each before the character that its number says."""
+    parts: list[dict[str, Any]] = []
+    start = 0
+    for at, image in images:
+        if at > start:
+            parts.append({"type": "text", "text": text[start:at]})
+        parts.append({"type": "image", "image": image})
+        start = at
+    if start < len(text) or not parts or not start:
+        parts.append({"type": "text", "text": text[start:]})
+    return parts
 
 
 def _guard(processor: Any, query: Query, *more: str) -> dict[str, bool]:
-    """What keeps control tokens that a text spells plain text. Without any, prompts are rendered as stock ones are."""
-    tokens = {processor.image_token, *processor.tokenizer.all_special_tokens}
+    """What keeps control tokens that a text spells plain text. Without any, prompts are rendered as stock ones are.
+
+    Every added token counts: Llama-3's are special without being in `all_special_tokens`
+    (https://github.com/huggingface/transformers/issues/47386).
+    """
+    added = getattr(processor.tokenizer, "added_tokens_decoder", {}).values()
+    tokens = {processor.image_token, *processor.tokenizer.all_special_tokens, *(str(token) for token in added)}
     texts = [turn.text for turn in query.turns] + list(more)
     return {"sanitize_control_tokens": True} if any(token in text for token in tokens for text in texts) else {}
 
@@ -132,25 +239,54 @@ def _guard(processor: Any, query: Query, *more: str) -> dict[str, bool]:
 def _encode(
     processor: Any, messages: list[dict[str, Any]], guard: dict[str, bool], *, add_generation_prompt: bool
 ) -> Prompt:
+    num_pixels = 0
+    for part in (part for message in messages for part in message["content"] if part["type"] == "image"):
+        part["image"] = _affordable(processor.image_processor, part["image"])
+        num_pixels += part["image"].width * part["image"].height
     try:
-        encoded = processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=add_generation_prompt,
-            **guard,
-        )
+        with limits.MEMORY.taken(_STOCK_BYTES * num_pixels):
+            encoded = processor.apply_chat_template(
+                messages,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                add_generation_prompt=add_generation_prompt,
+                **guard,
+            )
     except NotImplementedError as error:  # where not the template but the tokenizer begins a text
         raise InputError("the chat spells one of the model's control tokens: leave it out") from error
+    except jinja2.TemplateError as error:  # a template may refuse what it was not made for
+        raise InputError(f"the model's chat template refuses this chat: {single_line(error)}") from error
     pixels = {name: value for name, value in encoded.items() if name not in ("input_ids", "attention_mask")}
     return Prompt(encoded["input_ids"][0].tolist(), pixels)
+
+
+def _affordable(image_processor: Any, image: Image.Image) -> Image.Image:
+    """The image, or of a large one the square that the processor makes of it: stock code copies it whole several times.
+
+    `data_pipeline.images.fit` makes the same square, bit for bit, and a square of that size passes unchanged.
+
+    Raises:
+        ImageError: where training does.
+    """
+    limits.check_size(*image.size, "an image")
+    pads = bool(getattr(image_processor, "do_pad", False))
+    side = (getattr(image_processor, "size", None) or {}).get("shortest_edge")
+    crop = getattr(image_processor, "crop_size", None) or {}
+    num_pixels = max(image.size) ** 2 if pads else image.width * image.height
+    is_square = [crop.get(name) for name in ("height", "width")] == [side, side]
+    if side is None or num_pixels <= _LARGE_PIXELS or not is_square or hasattr(image_processor, "image_grid_pinpoints"):
+        return image
+    statistics = (image_processor.image_mean, image_processor.image_std)
+    mean, std = ((float(red), float(green), float(blue)) for red, green, blue in statistics)
+    spec = ImageSpec(size=side, patch_size=side, fit=PadImage() if pads else CropImage(), mean=mean, std=std)
+    return Image.fromarray(fit(to_rgb(image), spec))
 
 
 def _plain_ids(
     processor: Any, messages: list[dict[str, Any]], guard: dict[str, bool], *, add_generation_prompt: bool
 ) -> list[int]:
-    """Token ids with one placeholder a picture; enough to see where the answer begins, and far cheaper."""
+    """Token ids with one placeholder an image; enough to see where the answer begins, and far cheaper."""
     encoded = processor.tokenizer.apply_chat_template(
         messages,
         chat_template=processor.chat_template,

@@ -1,12 +1,12 @@
-"""Self-speculative decoding: a model's own heads guess the next tokens, one forward of it says which are right.
+"""Self-speculative decoding: a model's own heads propose the next tokens, one forward verifies them.
 
-    known ids | last token, guess 1, guess 2, ...  --one forward--> what greedy decoding says at each of them
-    guesses are kept up to the first that is wrong; in its place stands the right token  --heads--> new guesses
+    known ids | last token, draft 1, draft 2, ...  --one forward--> the greedy choice at each of them
+    drafts are kept up to the first wrong one, which is replaced by the right token  --heads--> new drafts
 
-So every token is the one that greedy decoding would have chosen, whatever the heads say (Stern et al. 2018; Gloeckle et
-al. 2024, section 3.2). It pays where several positions cost hardly more than one; where it does not, it switches itself
-off. Owns the two caches (the model's and the heads') and what is counted. One row, greedy; does not own when an answer
-ends. D the model's width, L positions, V the vocabulary.
+So every token is the one that greedy decoding would have chosen, whatever the heads propose (Stern et al. 2018;
+Gloeckle et al. 2024, section 3.2). It is used while it is faster, which it is where several positions cost little more
+than one; the speculation gate turns it off. Owns the two caches (the model's and the heads') and the statistics. One
+row, greedy; does not own when an answer ends. D the model's width, L positions, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from eval.decoding import Decoding
 from eval.generation import evaluating
 
 PROBED_STEPS = 8
-"""Forwards of one token at the beginning of an answer, by which those of several are judged."""
+"""Forwards of one token at the beginning of an answer, with which those of several tokens are compared."""
 JUDGED_STEPS = 16
-"""Forwards of several tokens before the first verdict, and between two."""
+"""Forwards of several tokens before the first comparison, and between two comparisons."""
 
 
 @dataclass
 class Speculation:
-    """What speculation did, over all answers: forwards of the model, the tokens that they gave, guesses by head."""
+    """Statistics over all answers: forwards of the model, the tokens they gave, proposed tokens by head."""
 
     num_tokens: int = 0
     num_forwards: int = 0
-    """Of the model, those that read a prompt left out."""
+    """Forwards of the model, those over prompts excluded."""
     num_guessed: list[int] = field(default_factory=list)
     num_accepted: list[int] = field(default_factory=list)
     num_switched_off: int = 0
-    """Answers in which it did not pay."""
+    """Answers in which speculation was turned off."""
 
     @property
     def tokens_per_forward(self) -> float:
-        """1 without speculation; at most one more than there are heads."""
+        """Tokens per forward: 1 without speculation, at most the number of heads + 1."""
         return self.num_tokens / self.num_forwards if self.num_forwards else 1.0
 
     @property
     def acceptance(self) -> list[float]:
-        """By head: the share of its guesses that were kept; a guess behind a wrong one counts as wrong."""
+        """By head: the share of its proposals that were kept; one after a wrong proposal counts as wrong."""
         return [kept / max(1, made) for kept, made in zip(self.num_accepted, self.num_guessed, strict=True)]
 
     def count(self, num_guessed: int, num_kept: int) -> None:
-        """One forward over so many guesses, of which so many were kept."""
+        """Count one forward over proposals, of which some were kept."""
         more = [0] * (num_guessed - len(self.num_guessed))
         self.num_guessed, self.num_accepted = self.num_guessed + more, self.num_accepted + more
         for place in range(num_guessed):
@@ -61,11 +61,11 @@ class Speculation:
         self.num_tokens += num_kept + 1
 
 
-class Worth:
-    """Whether speculation pays, by the clock: seconds a token with guesses against seconds a token without.
+class SpeculationGate:
+    """Decides whether speculation is faster: seconds per token with it against seconds per token without.
 
-    The first steps of an answer go without guesses; then with, for as long as a token takes less time so.
-    `clock` None: it always pays.
+    The first steps of an answer run without it, later ones with it for as long as a token takes less time. `clock`
+    None: always on.
     """
 
     def __init__(self, clock: Callable[[], float] | None = time.perf_counter) -> None:
@@ -75,15 +75,15 @@ class Worth:
         self.is_over = False
 
     def should_guess(self) -> bool:
-        """Whether the next forward should have guesses."""
+        """Whether the next forward should verify proposals."""
         return self._clock is None or (not self.is_over and len(self._plain_s) >= PROBED_STEPS)
 
     def now(self) -> float:
-        """Seconds, for `told`."""
+        """The clock's reading in seconds, for differences that `told` takes; 0.0 without a clock."""
         return self._clock() if self._clock is not None else 0.0
 
     def told(self, seconds: float, num_tokens: int, *, with_guesses: bool) -> None:
-        """What a forward took and gave, its heads' part included."""
+        """Record a forward's seconds, its heads' included, and the tokens that it gave."""
         if self._clock is None:
             return
         if not with_guesses:
@@ -99,20 +99,20 @@ class Worth:
 
 
 def can_speculate(decoding: Decoding, num_rows: int) -> bool:
-    """Whether guesses may be made for these rows: one alone, greedily."""
+    """Whether these rows can be decoded speculatively: a single row, greedily."""
     return num_rows == 1 and decoding.temperature == 0 and decoding.num_beams == 1 and decoding.speculate != "never"
 
 
 @torch.no_grad()
 def write_speculatively(
-    model: Any, inputs: dict[str, Tensor], counts: Speculation, worth: Worth | None = None
+    model: Any, inputs: dict[str, Tensor], counts: Speculation, gate: SpeculationGate | None = None
 ) -> Generator[list[int]]:
-    """`generation.write_tokens` for one row, greedily, by a model with `future` heads: yields [id] for ever."""
+    """`generation.write_tokens` for one row, greedily, by a model with `future` heads: yields [id] without end."""
     from transformers import DynamicCache
 
     if inputs["input_ids"].shape[0] != 1:
         raise ValueError("one row: rows of a batch would accept different numbers of guesses")
-    worth = worth or Worth()
+    gate = gate or SpeculationGate()
     inputs = {name: value for name, value in inputs.items() if name not in ("attention_mask", "position_ids")}
     cache = DynamicCache(config=model.config)
     with evaluating(model):
@@ -122,7 +122,7 @@ def write_speculatively(
         yield tokens
         heads.learn(states_LD, [*inputs["input_ids"][0, 1:].tolist(), *tokens], inputs)
         while True:
-            started_s, guessing = worth.now(), worth.should_guess()
+            started_s, guessing = gate.now(), gate.should_guess()
             guesses = heads.guess() if guessing else []
             ids = [tokens[-1], *guesses]
             states_LD = _read(model, {"input_ids": torch.tensor([ids], device=states_LD.device)}, cache)
@@ -133,15 +133,15 @@ def write_speculatively(
             tokens = chosen[: num_kept + 1]
             heads.learn(states_LD[: num_kept + 1], tokens)
             counts.count(len(guesses), num_kept)
-            was_over = worth.is_over
-            worth.told(worth.now() - started_s, len(tokens), with_guesses=guessing)
-            counts.num_switched_off += worth.is_over and not was_over
+            was_over = gate.is_over
+            gate.told(gate.now() - started_s, len(tokens), with_guesses=guessing)
+            counts.num_switched_off += gate.is_over and not was_over
             for token in tokens:
                 yield [token]
 
 
 class _Heads:
-    """A model's heads with what they have read; positions are taken in when the next guess is asked for."""
+    """A model's heads with their cache; positions are processed when the next proposals are needed."""
 
     def __init__(self, model: Any) -> None:
         from transformers import DynamicCache
@@ -150,24 +150,24 @@ class _Heads:
         self._states: list[Tensor] = []
         self._following: list[Tensor] = []
 
-    def learn(self, states_LD: Tensor, following: list[int], pictures: dict[str, Tensor] | None = None) -> None:
-        """Positions that are certain: their states, and the token after each.
+    def learn(self, states_LD: Tensor, following: list[int], images: dict[str, Tensor] | None = None) -> None:
+        """Add verified positions: their states, and the token after each.
 
-        Of a prompt, image tokens among those stand for their pictures' features.
+        In a prompt, image tokens are replaced by their images' features.
         """
         self._states.append(states_LD)
         if not self._model.future.reads_next:
             self._following.append(states_LD)
             return
         ids = torch.tensor([following], device=states_LD.device)
-        if pictures is not None and "pixel_values" in pictures:
-            whole = torch.cat([pictures["input_ids"], ids[:, -1:]], dim=1)
-            self._following.append(embed_prompt(self._model, {**pictures, "input_ids": whole})[0, 1:])
+        if images is not None and "pixel_values" in images:
+            whole = torch.cat([images["input_ids"], ids[:, -1:]], dim=1)
+            self._following.append(embed_prompt(self._model, {**images, "input_ids": whole})[0, 1:])
         else:
             self._following.append(self._model.get_input_embeddings()(ids)[0])
 
     def guess(self) -> list[int]:
-        """The tokens behind the last certain one, likeliest first at each place."""
+        """The proposed tokens after the last verified one: the most likely token at each position."""
         states_1LD = torch.cat(self._states).unsqueeze(0)
         next_1LD = torch.cat(self._following).unsqueeze(0)
         self._states, self._following = [], []
@@ -179,7 +179,7 @@ class _Heads:
 
 
 def embed_prompt(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """What the language model of a LLaVA reads of a prompt with pictures: [1, L, D]."""
+    """The input embeddings of a LLaVA's language model for a prompt with images: [1, L, D]."""
     ids = inputs["input_ids"]
     options = {"image_sizes": inputs["image_sizes"]} if "image_sizes" in inputs else {}
     features = model.get_image_features(
@@ -200,6 +200,6 @@ def _read(model: Any, inputs: dict[str, Tensor], cache: Any) -> Tensor:
 
 
 def _choices(model: Any, states_LD: Tensor) -> list[int]:
-    """What greedy decoding chooses at each position."""
+    """The greedy choice at each position."""
     chosen: list[int] = model.lm_head(states_LD).argmax(-1).tolist()
     return chosen

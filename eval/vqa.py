@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from models.errors import InputError
+from models.common.errors import InputError
 
 Normalisation = Literal["official", "evalai"]
 
@@ -84,7 +84,7 @@ class VqaScore:
     per_item: tuple[float, ...]
 
 
-def _remove_punctuation(text: str) -> str:
+def without_punctuation(text: str) -> str:
     """Drop a mark that touches a space anywhere (all marks, where a comma joins digits), else blank it."""
     stripped = text
     has_digit_comma = _DIGIT_COMMA_DIGIT.search(text) is not None
@@ -106,13 +106,13 @@ def _one_line(text: str) -> str:
 
 @lru_cache(maxsize=2**16)
 def normalise_official(text: str) -> str:
-    """What vqaEval.py makes of one answer where the human answers are not unanimous."""
-    return _unify_words(_remove_punctuation(_one_line(text)))
+    """An answer as vqaEval.py normalises it where the human answers are not unanimous."""
+    return _unify_words(without_punctuation(_one_line(text)))
 
 
 @lru_cache(maxsize=2**16)
 def normalise_evalai(text: str) -> str:
-    """What mmf's EvalAIAnswerProcessor makes of one answer."""
+    """An answer as mmf's EvalAIAnswerProcessor normalises it."""
     words = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return normalise_official(words.strip())
 
@@ -136,21 +136,27 @@ _DECIMALS: dict[Normalisation, int | None] = {"official": 2, "evalai": None}
 """vqaEval.py rounds per cents to two places; mmf does not round."""
 
 
-def answer_accuracy(answer: str, human_answers: Sequence[str], normalisation: Normalisation) -> float:
-    """Accuracy in [0, 1] of one answer: the mean over the people of min(1, matches among the OTHERS / 3).
+def check_human_answers(human_answers: Sequence[str], where: str) -> None:
+    """Raise InputError, which begins with `where`, for fewer than four answers, with which 100 % can't be reached."""
+    if len(human_answers) < MIN_HUMAN_ANSWERS:
+        raise InputError(
+            f"{where} needs at least {MIN_HUMAN_ANSWERS} human answers (VQA v2 has 10), "
+            f"found {len(human_answers)}; where one answer is right, take --task yes_no for yes and no, else write it "
+            "ten times and take --normalisation evalai"
+        )
 
-    So 0, 1, 2, 3, 4+ of ten matching people give 0, 0.3, 0.6, 0.9, 1. "The others" are told apart by their
+
+def answer_accuracy(answer: str, human_answers: Sequence[str], normalisation: Normalisation) -> float:
+    """Accuracy in [0, 1] of one answer: the mean over annotators of min(1, matches among the OTHERS / 3).
+
+    So 0, 1, 2, 3, 4+ matching annotators of ten give 0, 0.3, 0.6, 0.9, 1. "The others" are told apart by their
     place in the list: the published code compares whole dictionaries, where equal answers without an
     `answer_id` would vanish.
 
     Raises:
         InputError: fewer than four human answers, with which 100 % can't be reached.
     """
-    if len(human_answers) < MIN_HUMAN_ANSWERS:
-        raise InputError(
-            f"VQA accuracy needs at least {MIN_HUMAN_ANSWERS} human answers to a question (VQA v2 has 10), "
-            f"found {len(human_answers)}; where there is one right answer, write it ten times"
-        )
+    check_human_answers(human_answers, "VQA accuracy")
     text, humans = _TEXTS[normalisation](answer, human_answers)
     matches = [human == text for human in humans]
     num_matches = sum(matches)

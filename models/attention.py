@@ -1,20 +1,21 @@
-"""Causal attention inside each of several samples that lie one after another, without padding and without a mask.
+"""Causal attention inside each of several samples that are packed one after another, without padding or mask.
 
-    q, k, v [N tokens of G samples] --the fastest of--> flash-attn's kernel  (CUDA, bf16 or fp16, where installed)
-                                                        torch's own kernel   (CUDA, bf16 or fp16)
-                                                        one call a sample    (everywhere)
+    q, k, v [N tokens of G samples] --the fastest of--> flash-attn's kernel  (sm80 and newer, 16 bit, where installed)
+                                                        torch's own kernel   (sm80 and newer, 16 bit)
+                                                        one call a sample    (everywhere; on a CPU in fp32)
 
-One function is registered with transformers, so that its decoder layers call it as they are. Where it is given no
-`Segments` (generation with a cache, a bundle's own forward) it is transformers' own SDPA with its masks.
+One function is registered with transformers, so that its unmodified decoder layers call it. Without
+`Segments` (generation with a cache, a bundle's own forward) it is transformers' SDPA with its masks.
 
-Where samples begin, and how long the longest is, is counted once a batch on the host. Owns kernels and their choice,
+Sample starts and the longest length are computed once per batch, on the host. Owns kernels and their choice,
 not the layers (`decoder`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,8 +24,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.attention_terms import Terms, attend_with
+
 NAME = "sightline_packed"
 """What the attention function is called in a transformers configuration."""
+
+ONE_BY_ONE = "one call a sample"
+"""The name of what runs everywhere."""
+
+WIDENED_DEVICES = {"cpu"}
+"""Kinds of devices on which attention in half precision is computed in fp32 (`_one_by_one` says why)."""
+
+FLASH_CAPABILITY = (8, 0)
+"""Compute capability from which the packed kernels run."""
 
 _LONGEST_STEP = 256
 
@@ -34,21 +46,22 @@ Kernel = Callable[[Tensor, Tensor, Tensor, "Segments", float], Tensor]
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the samples of a batch lie among its N tokens."""
+    """The boundaries of a batch's samples in its N tokens."""
 
     starts_G1: Tensor
     """int32, where each sample begins, and N; on the device."""
     lengths: tuple[int, ...]
     longest: int
-    """At least the longest sample's length; a multiple of 256, so that a compiled layer meets few different values."""
+    """At least the longest sample's length; a multiple of 256, so that a compiled layer sees few different values."""
     kernel: Kernel | None
-    """The kernel that takes all samples at once; None: one call a sample."""
+    """The kernel that takes all samples at once; None: one call per sample."""
 
     @classmethod
     def of(cls, starts_G1: Tensor, lengths: Sequence[int]) -> Segments:
         """The segments of a batch whose tokens are on the device of `starts_G1`."""
         longest = -(-max(lengths) // _LONGEST_STEP) * _LONGEST_STEP
-        return cls(starts_G1, tuple(lengths), longest, cuda_kernel() if starts_G1.is_cuda else None)
+        _, kernel = choose_kernel(starts_G1.device)
+        return cls(starts_G1, tuple(lengths), longest, kernel)
 
 
 def register() -> str:
@@ -73,62 +86,139 @@ def attend(
     segments: Segments | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What a transformers layer calls: q [B, H, L, d], k and v [B, H', L', d] -> [B, L, H, d].
+    """The function that a transformers layer calls: q [B, H, L, d], k and v [B, H', L', d] -> [B, L, H, d].
 
-    With `segments`, B is 1 and L the tokens of all samples. Raises ValueError for a sliding window shorter than a
-    sample, which no kernel here applies.
+    With `segments`, B is 1 and L the tokens of all samples. Windows, soft caps and sinks are applied, sample by sample
+    (`models.attention_terms`). Raises ValueError for arguments that are not known here, and where samples are packed
+    and a layer does not hand on where they begin.
     """
     if segments is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
-        )
-    window = options.get("sliding_window")
-    if window is not None and window < max(segments.lengths):
-        raise ValueError(f"a sample of {max(segments.lengths)} tokens, but attention sees {window}; shorten max_length")
+        options |= {"dropout": dropout, "scaling": scaling}
+        return _without_segments(module, (query, key, value), attention_mask, options), None
+    if _PACKED.is_running:  # no counting in compiled layers, which would be compiled again at each call
+        _PACKED.num_calls += 1
+    terms = Terms.of(options)
+    if terms.window is not None:  # the lengths are looked at only here: compiled layers would be bound to them
+        terms = terms.within(max(segments.lengths))
     query, key, value = (_lower(states) for states in (query, key, value))
-    if segments.kernel is None or dropout > 0.0 or query.dtype == torch.float32:
-        return _one_by_one((query, key, value), segments.lengths, scaling, dropout), None
+    if not terms.is_plain or segments.kernel is None or dropout > 0.0 or query.dtype == torch.float32:
+        return _one_by_one((query, key, value), segments.lengths, scaling, dropout, terms), None
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     return segments.kernel(q, k, v, segments, scaling).unsqueeze(0), None
 
 
+def _without_segments(
+    module: nn.Module, states: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    """What transformers' SDPA gives, or with a soft cap or sinks, which that leaves out, what its eager code does."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    _PACKED.check()
+    terms = Terms(options.get("sliding_window"), options.get("softcap"), options.get("s_aux"))
+    if terms.soft_cap is None and terms.sinks is None:
+        return sdpa_attention_forward(module, *states, mask, **options)[0]
+    scale, dropout = options["scaling"], options["dropout"]
+    return attend_with(states, terms, scale, mask=mask, dropout=dropout).transpose(1, 2).contiguous()
+
+
+class _PackedForward:
+    """Whether a decoder's own forward runs over packed samples, and how often attention knew where they begin."""
+
+    def __init__(self) -> None:
+        self.is_running, self.num_calls = False, 0
+
+    def check(self) -> None:
+        if self.is_running:
+            raise ValueError("a layer does not hand on where packed samples begin, so they would see each other")
+
+
+_PACKED = _PackedForward()
+
+
+@contextmanager
+def packed_forward() -> Iterator[_PackedForward]:
+    """In this context attention without `segments` is an error; yields the count of the calls with them."""
+    before = _PACKED.is_running, _PACKED.num_calls
+    _PACKED.is_running, _PACKED.num_calls = True, 0
+    try:
+        yield _PACKED
+    finally:
+        _PACKED.is_running, _PACKED.num_calls = before
+
+
 def _lower(states: Tensor) -> Tensor:
-    """To autocast's dtype, as it does itself for torch's own attention but not for other kernels."""
+    """Cast to autocast's dtype. Autocast does this for torch's attention but not for other kernels."""
     device = states.device.type
     return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 
 
 @torch.compiler.disable
-def _one_by_one(states: tuple[Tensor, Tensor, Tensor], lengths: Sequence[int], scale: float, dropout: float) -> Tensor:
-    """One call of torch's attention a sample. Not compiled: it would be anew for every batch's lengths."""
-    parts = [
-        F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        for q, k, v in zip(*(state.split(list(lengths), dim=2) for state in states), strict=True)
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2)
+def _one_by_one(
+    states: tuple[Tensor, Tensor, Tensor], lengths: Sequence[int], scale: float, dropout: float, terms: Terms
+) -> Tensor:
+    """One call of torch's attention per sample. Not compiled: every batch's lengths would cause a recompilation.
+
+    On a CPU it is computed in fp32 whatever the dtype: the backward of torch 2.13's flash attention for the CPU takes 2
+    to 6 times as long in bf16 (8 samples of 76 tokens, 9 heads over 3: 76 ms against 13 ms; one of 1,000: 221 ms
+    against 97 ms), and the forward gains nothing.
+    """
+    device, dtype = states[0].device.type, states[0].dtype
+    is_widened = device in WIDENED_DEVICES and dtype != torch.float32
+    if is_widened:
+        states = (states[0].float(), states[1].float(), states[2].float())
+    # Autocast would cast back what this widens; what it would cast at all, `_lower` has cast.
+    with torch.autocast(device, enabled=False):
+        parts = [
+            _of_sample((q, k, v), scale, dropout, terms.within(q.shape[2]))
+            for q, k, v in zip(*(state.split(list(lengths), dim=2) for state in states), strict=True)
+        ]
+    attended = torch.cat(parts, dim=2).transpose(1, 2)
+    return attended.to(dtype) if is_widened else attended
+
+
+def _of_sample(states: tuple[Tensor, Tensor, Tensor], scale: float, dropout: float, terms: Terms) -> Tensor:
+    query, key, value = states
+    if not terms.is_plain:
+        return attend_with(states, terms, scale, dropout=dropout)
+    return F.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+def choose_kernel(device: torch.device) -> tuple[str, Kernel | None]:
+    """The kernel for a device, with its name; None for one call per sample, which every device can do.
+
+    Both packed kernels are FlashAttention-2's, which needs compute capability 8.0 (sm80).
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
+        return ONE_BY_ONE, None
+    return _flash_kernel()
 
 
 @lru_cache(maxsize=1)
-def cuda_kernel() -> Kernel | None:
-    """The kernel for CUDA: flash-attn's where it is installed, else torch's own."""
+def _flash_kernel() -> tuple[str, Kernel | None]:
+    """flash-attn's where it is installed, else torch's own.
+
+    Their backwards add in whatever order threads come, unless torch is to be deterministic; torch's own one looks.
+    """
     try:
         from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
     except ImportError:
-        return _torch_kernel()
+        torchs = _torch_kernel()
+        return ("torch's varlen_attn", torchs) if torchs is not None else (ONE_BY_ONE, None)
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float) -> Tensor:
         starts, longest = segments.starts_G1, segments.longest
-        return flash_attn_varlen_func(q, k, v, starts, starts, longest, longest, softmax_scale=scale, causal=True)
+        return flash_attn_varlen_func(
+            q, k, v, starts, starts, longest, longest, softmax_scale=scale, causal=True,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )  # fmt: skip
 
-    return kernel
+    return "flash-attn", kernel
 
 
 def _torch_kernel() -> Kernel | None:
-    """`torch.nn.attention.varlen`. Causal is `is_causal` in torch 2.10, a window since; few key heads came later."""
+    """`torch.nn.attention.varlen`. torch 2.10 has `is_causal`, later versions a window and grouped key heads."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

@@ -3,120 +3,153 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from models.anyres import with_newline
-from models.config import (
-    DecoderLanguage,
-    LinearProjector,
-    MlpProjector,
-    ModelConfig,
-    PretrainedLanguage,
-    ProjectorConfig,
-    QFormerProjector,
-)
-from models.errors import InputError
-from models.future import build_future
-from models.language import (
-    build_decoder,
-    decoder_shape,
-    decoder_text_spec,
-    load_encoder_tokenizer,
-    load_language,
-    load_tokenizer,
-    text_spec,
-)
-from models.projectors import build_projector
-from models.spec import AnyResImage, ImageSpec, TextSpec
-from models.vision import image_spec, load_vision
+from models.common.errors import InputError
+from models.common.pickled import open_weights
+from models.common.tensors import Tensors
+from models.common.torchvision import check_torchvision
+from models.config import ModelSource, Reader
+from models.decoder import is_known
+from models.languages.base import LanguageConfig
+from models.languages.text import load_encoder_tokenizer, text_spec
+from models.packing_probe import check_packing
+from models.projectors.base import ProjectorConfig, new_projector
+from models.spec import ImageSpec, TextSpec
 from models.vlm import VLM
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the data pipeline needs to know of a model: cheap to get, no weights are read."""
+class ModelMetadata:
+    """What the data pipeline needs to know of a model: cheap to read, no weights are loaded."""
 
     tokenizer: Any
     image: ImageSpec
     text: TextSpec
 
 
-Reader = Literal["language", "projector"]
-"""Which part reads the text of a stage: the language model, or a projector that is trained by pictures and texts."""
+def read_metadata(config: ModelSource, max_length: int, reader: Reader = "language") -> ModelMetadata:
+    """Tokenizer, image and text specs of the model that `config` describes; `reader` decides which part reads the text.
 
-
-def read_facts(config: ModelConfig, max_length: int, reader: Reader = "language") -> Facts:
-    """Tokenizer, image and text specs of the model that `config` describes, the text as its `reader` reads it."""
-    _check_tiles(config)
-    image = with_projector(image_spec(config.vision, config.image), config.projector)
+    Raises InputError where the parts do not fit together, or rows of `max_length` tokens do not fit the reader.
+    """
+    check_torchvision()
+    spec = config.vision.image_spec(config.image)
+    check_tiles(config, spec.size)
+    image = with_projector(spec, config.projector)
     if reader == "projector":
-        if not isinstance(config.projector, QFormerProjector):
+        encoder = config.projector.text_encoder
+        if encoder is None:
             raise InputError(
                 f"model.projector.kind: {config.projector.kind} reads no text; this objective needs qformer"
             )
-        path, beside = config.projector.path, config.projector.num_queries
-        tokenizer = load_encoder_tokenizer(path)
-        return Facts(tokenizer, image, text_spec(path, tokenizer, max_length, num_beside=beside))
-    tokenizer = load_tokenizer(config.language)
-    if isinstance(config.language, DecoderLanguage):
-        return Facts(tokenizer, image, decoder_text_spec(config.language, tokenizer, max_length))
-    return Facts(tokenizer, image, text_spec(config.language.path, tokenizer, max_length))
+        tokenizer = load_encoder_tokenizer(encoder.path)
+        text = text_spec(encoder.path, tokenizer, max_length, num_beside=encoder.num_beside)
+        return ModelMetadata(tokenizer, image, text)
+    tokenizer = config.language.load_tokenizer()
+    return ModelMetadata(tokenizer, image, config.language.text_spec(tokenizer, max_length))
 
 
 def with_projector(image: ImageSpec, projector: ProjectorConfig) -> ImageSpec:
-    """The spec with the number of tokens that the projector makes of a square, where it is not one a feature."""
+    """The spec with the projector's number of tokens per square, where that is not one per feature."""
     num_tokens = projector.num_tokens(image.num_features)
     return image if num_tokens == image.num_features else image.model_copy(update={"num_projected_tokens": num_tokens})
 
 
-def _check_tiles(config: ModelConfig) -> None:
-    """AnyRes puts tiles together patch by patch, so each patch must have one feature, and nothing else."""
-    if not isinstance(config.image, AnyResImage):
+def check_tiles(config: ModelSource, size: int) -> None:
+    """AnyRes puts tiles of `size` pixels together patch by patch, each of which must have one feature and no other.
+
+    Raises:
+        InputError: the encoder or the projector gives others, or a pinpoint is no multiple of a tile.
+    """
+    if not config.image.is_tiled:
         return
     if config.vision.keep_cls:
         raise InputError("model.vision.keep_cls: true, but anyres puts patches together; leave it out, or crop or pad")
-    if not isinstance(config.projector, LinearProjector | MlpProjector):
+    if not config.projector.keeps_patches:
         raise InputError(f"model.image.kind: anyres needs a feature for each patch, {config.projector.kind} has others")
+    wrong = [pinpoint for pinpoint in getattr(config.image, "pinpoints", ()) if any(side % size for side in pinpoint)]
+    if wrong:
+        raise InputError(f"model.image.pinpoints: {list(wrong[0])} is not a multiple of the encoder's square of {size}")
 
 
-def build_vlm(config: ModelConfig, facts: Facts, *, frozen_dtype: torch.dtype, seed: int) -> VLM:
-    """The whole model with pretrained parts in `frozen_dtype`; what is new is drawn from `seed`, in fp32."""
-    vision = load_vision(config.vision, frozen_dtype)
-    language = load_language(config.language, frozen_dtype) if isinstance(config.language, PretrainedLanguage) else None
+def build_vlm(config: ModelSource, facts: ModelMetadata, *, frozen_dtype: torch.dtype, seed: int) -> VLM:
+    """The whole model: pretrained parts in `frozen_dtype`, new parts in fp32, initialized from `seed`."""
+    vision = config.vision.load(frozen_dtype)
+    language = config.language.load_model(frozen_dtype)
+    if language is not None and not is_known(language):
+        check_packing(language)
+        check_names(language, config.language)
     new = new_parts(config, facts, vision.width, language.config if language is not None else None, seed=seed)
-    return VLM(vision, new.projector, language or new.decoder, image=facts.image, text=facts.text, future=new.future)
+    return VLM(vision, new.projector, language or new.decoder, image=facts.image, text=facts.text, mtp=new.mtp)
+
+
+def check_names(language: Any, config: LanguageConfig) -> None:
+    """Raise InputError where a merge could not write what is learnt, by the names of the weights.
+
+    transformers joins some classes' matrices when it loads them, those of experts for one; and Llava looks for a
+    language model's weights below `model.`.
+    """
+    foreign = [name for name, _ in language.named_parameters() if not name.startswith(("model.", "lm_head."))]
+    if foreign:
+        raise InputError(
+            f"{config.weights_directory()}: {type(language).__name__} names a weight {foreign[0]}, which no bundle"
+            " can hold; take a language model whose weights are below `model.`"
+        )
+    tensors = open_tensors(config)
+    if tensors is None:
+        return
+    is_tied = bool(getattr(language.config, "tie_word_embeddings", False))
+    names = [name for name, _ in language.named_parameters() if not (is_tied and name == "lm_head.weight")]
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise InputError(
+            f"{config.weights_directory()}: {type(language).__name__} has {missing[0]} in memory and no such tensor in"
+            " its files, so what it learns could not be merged; take a language model whose matrices are not joined"
+        )
+
+
+def open_tensors(config: LanguageConfig) -> Tensors | None:
+    """A pretrained language model's weights, by their names in its class; None of a new one."""
+    directory = config.weights_directory()
+    return None if directory is None else config.tensors() or open_weights(directory)
 
 
 @dataclass(frozen=True)
 class NewParts:
-    """What no pretrained base holds: every checkpoint must."""
+    """The parts without pretrained weights, which every checkpoint must therefore hold."""
 
     projector: nn.Module
-    future: nn.Module | None
+    mtp: nn.Module | None
     decoder: Any | None
 
 
-def new_parts(config: ModelConfig, facts: Facts, vision_width: int, language: Any, *, seed: int) -> NewParts:
-    """The new parts in fp32; `language` is the pretrained language model's configuration, None where it is new too.
+def new_parts(config: ModelSource, facts: ModelMetadata, vision_width: int, language: Any, *, seed: int) -> NewParts:
+    """The new parts in fp32; `language` is the pretrained language model's configuration, None where it is also new.
 
-    The same seed gives the same weights on every rank; torch's global generator is left as it was.
+    The same seed gives the same weights on every rank; torch's global generator is restored.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        decoder = None
-        if isinstance(config.language, DecoderLanguage):
-            language = decoder_shape(config.language, facts.tokenizer)
+        if config.language.is_new:
+            language = config.language.transformers_config(facts.tokenizer)
         width = int(language.hidden_size)
-        projector = with_newline(build_projector(config.projector, vision_width, width), config.image, width)
-        future = build_future(config.future, language) if config.future is not None else None
-        if isinstance(config.language, DecoderLanguage):
-            decoder = build_decoder(language)
-    return NewParts(projector, future, decoder)
+        # What is drawn first decides the weights of all that follows: projector, newline, heads, decoder.
+        projector = with_newline(new_projector(config.projector, vision_width, width), config.image, width)
+        mtp = None
+        if config.future is not None:
+            from models.mtp.heads import build_heads
+
+            mtp = build_heads(config.future, language)
+        config.fill(projector, mtp)
+        decoder = config.language.draw(language)
+    return NewParts(projector, mtp, decoder)
 
 
-def new_prefixes(config: ModelConfig) -> tuple[str, ...]:
-    """How the names of the new parts' weights begin."""
-    return ("projector.", "future.", *(("language.",) if isinstance(config.language, DecoderLanguage) else ()))
+def new_prefixes(config: ModelSource) -> tuple[str, ...]:
+    """The prefixes of the new parts' weight names."""
+    return ("projector.", "future.", *(("language.",) if config.language.is_new else ()))

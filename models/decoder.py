@@ -1,9 +1,10 @@
-"""The decoder layers of a Llama, Qwen2 or Qwen3 of transformers, or of `own_decoder`, over samples one after another.
+"""The decoder layers of a Llama, Qwen2 or Qwen3 of transformers, or of the scratch decoder, over packed samples.
 
     embedded [1, N, D] -> layer -> layer -> ... -> last layer, only where hidden states are wanted -> norm -> [K, D]
 
-Owns which layers compute what, which are computed again in the backward, and which are compiled. The layers are
-transformers' own, with the lean norm and MLP of `lean` inside; LoRA adapters and quantized weights stand where they do.
+Owns which layers compute what, which are recomputed in the backward pass, and which are compiled. The layers are
+transformers' own, with the norm and MLP of `models.memory_efficient` inside; LoRA adapters and quantized weights stay
+in place.
 N tokens of all samples, K wanted positions, L either, D the width, H heads, d a head's width, A = H d.
 """
 
@@ -11,22 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import Segments, attend, register
-from models.errors import InputError
-from models.lean import lighten
+from models.common.errors import InputError
+from models.memory_efficient import use_memory_efficient_layers
+from models.own_forward import OwnForward, layers_of
 
-LAYERS = frozenset({"LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "OwnDecoderLayer"})
+LAYERS = frozenset(
+    {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "ScratchDecoderLayer"}
+)
 """The layers whose parts `_finish` knows: pre-norm, q, k, v and o projections, an MLP; rotary positions or none."""
 
 
 Rotary = tuple[Tensor, ...]
-"""(cos, sin) [1, N, d] of the positions, or nothing where a decoder does not turn its queries and keys."""
+"""(cos, sin) [1, N, d] of the positions, or nothing where a decoder has no rotary positions."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,45 @@ class Packed:
     position_ids_N: Tensor
     """From 0 in every sample."""
     image_I: Tensor
-    """Where among the N tokens the image tokens are."""
+    """The indices of the image tokens in the N tokens."""
     segments: Segments
     wanted_K: Tensor | None = None
     """Where hidden states are wanted; None: everywhere."""
 
 
+class Runner(Protocol):
+    """A decoder over packed samples."""
+
+    @property
+    def num_layers(self) -> int:
+        """All decoder layers."""
+        ...
+
+    def recompute(self, num_layers: int) -> None:
+        """Keep only the input of `num_layers` layers, evenly spread; the backward pass recomputes them."""
+        ...
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile each layer; raises InputError where that is not possible."""
+        ...
+
+    def __call__(self, embedded_ND: Tensor, packed: Packed) -> Tensor:
+        """Normed hidden states: [K, D] at the wanted positions, [N, D] everywhere."""
+        ...
+
+
+def packed_decoder(language: Any) -> Runner:
+    """With the short cuts below where the layers are known, else by the class's own forward."""
+    return PackedDecoder(language) if is_known(language) else OwnForward(language)
+
+
+def is_known(language: Any) -> bool:
+    """Whether the layers of a causal language model are among LAYERS."""
+    return type(layers_of(language.get_decoder())[0]).__name__ in LAYERS
+
+
 def prepare(language: Any) -> Any:
-    """Give a causal language model of transformers the packed attention and the lean modules, in place.
+    """Give a causal language model of transformers the packed attention and the memory-efficient modules, in place.
 
     It generates as before. Doing it twice changes nothing. Raises InputError for an architecture whose layers are not
     known here.
@@ -54,7 +89,7 @@ def prepare(language: Any) -> Any:
         raise InputError(f"model.language: {type(layers[0]).__name__} is not one of {', '.join(sorted(LAYERS))}")
     language.set_attn_implementation(register())
     for layer in layers:
-        lighten(layer, language.config.hidden_act)
+        use_memory_efficient_layers(layer, language.config.hidden_act)
     return language
 
 
@@ -73,7 +108,7 @@ class PackedDecoder:
         return len(self._decoder.layers)
 
     def recompute(self, num_layers: int) -> None:
-        """Keep nothing of `num_layers` layers, evenly spread, but their input; the backward computes them again."""
+        """Keep only the input of `num_layers` layers, evenly spread; the backward pass recomputes them."""
         num_layers = min(num_layers, self.num_layers)
         self._recomputed = frozenset(place * self.num_layers // num_layers for place in range(num_layers))
 
@@ -110,21 +145,21 @@ class PackedDecoder:
 
 
 def _place(decoder: Any, embedded_1ND: Tensor, positions_1N: Tensor) -> tuple[Tensor, Rotary]:
-    """What the first layer takes, and (cos, sin) for all of them; our own decoder adds positions and turns nothing."""
+    """The first layer's input, and (cos, sin) for all layers; our own decoder adds positions instead of rotating."""
     if hasattr(decoder, "rotary_emb"):
         return embedded_1ND, decoder.rotary_emb(embedded_1ND, positions_1N)
     return decoder.add_positions(embedded_1ND, positions_1N), ()
 
 
 def _mark_as_varying(dimension: int, *tensors: Tensor | None) -> None:
-    """Tell torch.compile that this size changes from batch to batch, before it takes it for a constant."""
+    """Tell torch.compile that this size changes from batch to batch, before it treats it as a constant."""
     for tensor in tensors:
         if tensor is not None:
             torch._dynamo.maybe_mark_dynamic(tensor, dimension)
 
 
 def _whole(layer: Any, hidden_1ND: Tensor, rotary: Rotary, segments: Segments) -> Tensor:
-    """One decoder layer at every position."""
+    """Run one decoder layer at every position, [1, N, D] -> [1, N, D]."""
     output: Any = layer(hidden_1ND, attention_mask=None, position_embeddings=rotary, segments=segments)
     return output
 
@@ -133,7 +168,7 @@ def _finish(layer: Any, hidden_1ND: Tensor, rotary: Rotary, segments: Segments, 
     """The last layer, [1, N, D] -> [1, K, D]: keys and values everywhere, all else where states are wanted.
 
     Nothing after the last layer's attention looks at another position, so this is exact. The other queries are zeros,
-    so that attention is the same call as everywhere; what they see is not used.
+    so that the attention call is the same as in every layer; their results are not used.
     """
     attention, normed_1ND = layer.self_attn, layer.input_layernorm(hidden_1ND)
     query = _heads(attention, "q", normed_1ND.index_select(1, wanted_K))
@@ -148,12 +183,19 @@ def _finish(layer: Any, hidden_1ND: Tensor, rotary: Rotary, segments: Segments, 
         scaling=attention.scaling,
         dropout=attention.attention_dropout if attention.training else 0.0,
         segments=segments,
-        sliding_window=getattr(attention, "sliding_window", None),
+        sliding_window=_window(attention),
     )
     attended_1KA = attended.index_select(1, wanted_K).flatten(2)
     residual_1KD = hidden_1ND.index_select(1, wanted_K) + attention.o_proj(attended_1KA)
     finished: Tensor = residual_1KD + layer.mlp(layer.post_attention_layernorm(residual_1KD))
     return finished
+
+
+def _window(attention: Any) -> int | None:
+    """How many positions a query sees; Mistral's layers read it from the configuration."""
+    config = getattr(attention, "config", None)
+    window: int | None = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    return window
 
 
 def _heads(attention: Any, name: str, normed_1LD: Tensor) -> Tensor:
@@ -165,7 +207,7 @@ def _heads(attention: Any, name: str, normed_1LD: Tensor) -> Tensor:
 
 
 def _rotate(states_1HLd: Tensor, *rotary: Tensor) -> Tensor:
-    """Rotary position embedding, halves turned against each other, as transformers' Llama; nothing where none is."""
+    """Rotary position embedding, on halves of each head, as in transformers' Llama; unchanged where there is none."""
     if not rotary:
         return states_1HLd
     cos_1Ld, sin_1Ld = rotary

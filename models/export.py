@@ -1,14 +1,12 @@
 """Our parts under the names that the ecosystem knows: `LlavaForConditionalGeneration` and its processor.
 
     vision.model.X      -> vision_tower.vision_model.X (clip, siglip) or vision_tower.X (dinov2, vit)
-    projector.linear_1  -> multi_modal_projector.linear_1
     projector.newline   -> image_newline, of `LlavaNextForConditionalGeneration`, which AnyRes makes it
-    projector.X         -> multi_modal_projector.X of our own class (`models.registered`) for every other projector
+    projector.X         -> multi_modal_projector.X, or what `ProjectorConfig.export_tensors` makes of it: of stock
+                           Llava, or of our own class (`models.registered`) for parts that stock Llava cannot represent
     language.X          -> language_model.X
 
-A single linear projector becomes linear_1 with an identity activation and linear_2 = the identity matrix: exact in any
-precision, since each output is one product by 1 and sums of 0. Names are those of the classic hub layout, which
-transformers renames on load and vLLM reads as it is.
+Names are those of the classic hub layout, which transformers renames on load and vLLM reads as it is.
 """
 
 from __future__ import annotations
@@ -20,57 +18,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.build import Facts
-from models.config import (
-    DecoderLanguage,
-    LinearProjector,
-    MlpProjector,
-    ModelConfig,
-    PretrainedLanguage,
-    QFormerProjector,
-    VisionConfig,
-)
-from models.language import decoder_shape
-from models.source import directory_of, read_json
-from models.spec import IMAGE_TOKEN, AnyResImage, ImageSpec, PadImage
-from models.vision import FAMILIES
-
-HAS_INNER_MODEL = frozenset({"clip", "siglip", "open_clip"})
-"""Encoders whose hub checkpoints keep their weights under `vision_model.`."""
-
-
-def vision_name(kind: str, name: str) -> str:
-    """The exported name of a parameter of the vision model, by its name there."""
-    return f"vision_tower.vision_model.{name}" if kind in HAS_INNER_MODEL else f"vision_tower.{name}"
+from models.build import ModelMetadata
+from models.config import ModelSource
+from models.encoders.base import EncoderConfig
+from models.mtp.base import MTP_HEADS
+from models.opening import open_processor
+from models.projectors.base import PROJECTORS
+from models.scaled_head import is_scaled
+from models.spec import IMAGE_TOKEN, ImageSpec, PadImage
 
 
 def names_in_file(name: str) -> tuple[str, ...]:
-    """The names that a parameter of stock `LlavaForConditionalGeneration` may have in a bundle's files."""
+    """The names that a parameter of stock `LlavaForConditionalGeneration` may have in a model's files.
+
+    Those of the classic layout, and those that transformers has had in some versions since.
+    """
     if name.startswith("lm_head."):
-        return (f"language_model.{name}", "language_model.model.embed_tokens.weight")
+        tied = ("language_model.model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
+        return (f"language_model.{name}", name, *tied)
     part, _, rest = name.removeprefix("model.").partition(".")
     if not rest:
-        return (part,)
+        return part, name
     if part == "vision_tower":
-        return (f"{part}.vision_model.{rest}", f"{part}.{rest}")
-    return (f"language_model.model.{rest}",) if part == "language_model" else (f"{part}.{rest}",)
+        plain = f"{part}.{rest}"
+        return (
+            f"{part}.vision_model.{rest}",
+            plain,
+            plain.replace(".model.", ".", 1),
+            f"model.{part}.vision_model.{rest}",
+            name,
+        )
+    return (f"language_model.model.{rest}" if part == "language_model" else f"{part}.{rest}"), name
 
 
-def projector_tensors(config: ModelConfig, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The projector's weights under their exported names; a single linear layer becomes linear_1 and linear_2."""
+def projector_tensors(config: ModelSource, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The projector's weights, and its newline, under their exported names."""
     prefix = "multi_modal_projector"
-    if isinstance(config.image, AnyResImage):
-        yield "image_newline", weights["newline.weight"]
-    if isinstance(config.projector, LinearProjector):
-        width = weights["linear.weight"].shape[0]
-        yield f"{prefix}.linear_1.weight", weights["linear.weight"]
-        yield f"{prefix}.linear_1.bias", weights["linear.bias"]
-        yield f"{prefix}.linear_2.weight", torch.eye(width)
-        yield f"{prefix}.linear_2.bias", torch.zeros(width)
-        return
-    for name, value in weights.items():
-        if name != "newline.weight" and ".text." not in f".{name}":  # the Q-Former's text side is for training alone
-            yield f"{prefix}.{name}", value
+    weights = dict(weights)
+    if config.image.is_tiled:
+        yield "image_newline", weights.pop("newline.weight")
+    for name, value in config.projector.export_tensors(weights):
+        yield f"{prefix}.{name}", value
 
 
 def with_image_row(name: str, value: Tensor, num_rows: int) -> Tensor:
@@ -85,86 +73,75 @@ def with_image_row(name: str, value: Tensor, num_rows: int) -> Tensor:
     return torch.cat([value, mean.expand(num_rows - value.shape[0], -1)])
 
 
-def num_vocabulary_rows(facts: Facts) -> int:
+def num_vocabulary_rows(facts: ModelMetadata) -> int:
     """Rows of the exported embedding: the language model's own, and at least one for the image token."""
     return max(facts.text.vocab_size, facts.text.image_token_id + 1)
 
 
-def llava_config(config: ModelConfig, facts: Facts, dtype: torch.dtype, vision: Any) -> Any:
-    """A `LlavaConfig`; under AnyRes a `LlavaNextConfig`; our own of either for parts that neither has a place for.
+def llava_config(config: ModelSource, facts: ModelMetadata, dtype: torch.dtype, vision: Any) -> Any:
+    """A `LlavaConfig`; under AnyRes a `LlavaNextConfig`; our subclass of either for parts that neither can represent.
 
     `vision` is the configuration of the encoder in transformers.
     """
-    import models.own_decoder  # noqa: F401 - makes its configuration known
+    import models.scratch_decoder  # noqa: F401 - makes its configuration known
 
-    language = language_config(config, facts)
+    language = config.language.transformers_config(facts.tokenizer)
     language.vocab_size = num_vocabulary_rows(facts)
     language.use_cache = True
-    config_class, more = _config_class(config)
+    config_class, more = _config_class(config, language)
     llava = config_class(
         vision_config=copy.deepcopy(vision),
         text_config=language,
         image_token_id=facts.text.image_token_id,
-        projector_hidden_act="linear" if isinstance(config.projector, LinearProjector) else "gelu",
+        projector_hidden_act=config.projector.llava_activation or "gelu",
         vision_feature_layer=config.vision.feature_layer,
-        vision_feature_select_strategy=_select_strategy(config.vision),
+        vision_feature_select_strategy=config.vision.select_strategy,
         image_seq_length=facts.image.num_projected_tokens or facts.image.num_features,
         tie_word_embeddings=bool(language.tie_word_embeddings),
         **more,
     )
     llava.architectures = [config_class.__name__.replace("Config", "ForConditionalGeneration")]
-    llava.dtype = dtype
+    for part in (llava, *(getattr(llava, key) for key in llava.sub_configs)):  # each base came with one of its own
+        part.dtype = dtype
     return llava
 
 
-def language_config(config: ModelConfig, facts: Facts) -> Any:
-    """The language model's own configuration, pretrained or new."""
-    from transformers import AutoConfig
-
-    if isinstance(config.language, DecoderLanguage):
-        return decoder_shape(config.language, facts.tokenizer)
-    return AutoConfig.from_pretrained(directory_of(config.language.path))
-
-
-def _config_class(config: ModelConfig) -> tuple[Any, dict[str, Any]]:
-    """The class of the exported configuration, and the values that only it has."""
+def _config_class(config: ModelSource, language: Any) -> tuple[Any, dict[str, Any]]:
+    """The class of the exported configuration, and the values that stock Llava's lacks."""
     from transformers import LlavaConfig, LlavaNextConfig
 
     from models.registered import SightlineConfig, SightlineNextConfig
 
-    is_anyres = isinstance(config.image, AnyResImage)
-    more: dict[str, Any] = {}
-    if isinstance(config.image, AnyResImage):
-        more["image_grid_pinpoints"] = [list(pinpoint) for pinpoint in config.image.pinpoints]
-    is_stock = config.future is None and isinstance(config.language, PretrainedLanguage)
+    own = config.projector.export_config()
     if config.future is not None:
-        more["future"] = config.future.model_dump(mode="json")
-    if not isinstance(config.projector, LinearProjector | MlpProjector):
-        is_stock, more["projector"] = False, config.projector.model_dump(mode="json")
-        if isinstance(config.projector, QFormerProjector):
-            more["projector_text"] = read_json(directory_of(config.projector.path), "config.json")
-    if is_stock:
-        return (LlavaNextConfig if is_anyres else LlavaConfig), more
-    return (SightlineNextConfig if is_anyres else SightlineConfig), more
+        own["future"] = config.future.model_dump(mode="json")
+    if config.vision.num_registers:
+        own["num_register_tokens"] = config.vision.num_registers
+    is_stock = not own and not config.language.is_new and not is_scaled(language)
+    if not is_stock:
+        own |= _packages(config)
+    if config.image.is_tiled:
+        own["image_grid_pinpoints"] = [list(pinpoint) for pinpoint in config.image.pinpoints]
+        return (LlavaNextConfig if is_stock else SightlineNextConfig), own
+    return (LlavaConfig if is_stock else SightlineConfig), own
 
 
-def _select_strategy(vision: VisionConfig) -> str:
-    """Llava's `default` drops one leading token, `full` drops none."""
-    return "default" if FAMILIES[vision.kind].num_leading_tokens and not vision.keep_cls else "full"
+def _packages(config: ModelSource) -> dict[str, Any]:
+    """The packages of parts that are not ours: they are needed to open the bundle."""
+    found = {PROJECTORS.group: PROJECTORS.package(config.projector.kind)}
+    if config.future is not None:
+        found[MTP_HEADS.group] = MTP_HEADS.package(config.future.kind)
+    packages = {group: package for group, package in found.items() if package is not None}
+    return {"packages": packages} if packages else {}
 
 
 def image_processor(spec: ImageSpec) -> Any:
     """The stock image processor whose pixels equal those of training, with Pillow.
 
-    It pads with int(255 * mean), so black asks for a mean below 1/255: pixels, mean and deviation are all taken 1/256
-    of what they are, a power of two, by which every normalised pixel stays the same to the last bit.
+    It pads with int(255 * mean), so black needs a mean below 1/255. Pixels, mean and deviation are therefore all
+    divided by 256; since that is a power of two, every normalised pixel stays the same to the last bit.
     """
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-
-    is_black = isinstance(spec.fit, PadImage) and spec.fit.colour == "black"
-    scale = 1 / 256 if is_black else 1.0
+    scale = 1 / 256 if spec.fit == PadImage(colour="black") else 1.0
     common = {
         "size": {"shortest_edge": spec.size},
         "crop_size": {"height": spec.size, "width": spec.size},
@@ -173,18 +150,56 @@ def image_processor(spec: ImageSpec) -> Any:
         "image_std": [scale * value for value in spec.std],
         "resample": 3,  # bicubic
     }
-    if isinstance(spec.fit, AnyResImage):
-        return LlavaNextImageProcessorPil(image_grid_pinpoints=[list(each) for each in spec.fit.pinpoints], **common)
-    if not isinstance(spec.fit, PadImage):
-        return CLIPImageProcessorPil(**common)
+    return _IMAGE_PROCESSORS[spec.fit.kind](spec, common)
+
+
+def _crop_processor(spec: ImageSpec, common: dict[str, Any]) -> Any:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    del spec
+    return CLIPImageProcessorPil(**common)
+
+
+def _pad_processor(spec: ImageSpec, common: dict[str, Any]) -> Any:
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    del spec
     return LlavaImageProcessorPil(do_pad=True, **common)
 
 
-def processor(config: ModelConfig, facts: Facts, chat_template: str) -> Any:
-    """A `LlavaProcessor` (`LlavaNextProcessor`) with the tokenizer, image processor and chat template of training."""
+def _stretch_processor(spec: ImageSpec, common: dict[str, Any]) -> Any:
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    values = {name: value for name, value in common.items() if name not in ("size", "crop_size")}
+    return SiglipImageProcessorPil(size={"height": spec.size, "width": spec.size}, **values)
+
+
+def _anyres_processor(spec: ImageSpec, common: dict[str, Any]) -> Any:
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    return LlavaNextImageProcessorPil(image_grid_pinpoints=[list(each) for each in spec.fit.pinpoints], **common)
+
+
+_IMAGE_PROCESSORS = {
+    "crop": _crop_processor,
+    "pad": _pad_processor,
+    "stretch": _stretch_processor,
+    "anyres": _anyres_processor,
+}
+
+
+def processor(config: ModelSource, facts: ModelMetadata, chat_template: str) -> Any:
+    """A `LlavaProcessor` (`LlavaNextProcessor`) with the tokenizer, image processor and chat template of training.
+
+    Of a model that is published as a whole, its own processor with that template.
+    """
+    if config.layout is not None:
+        own = open_processor(config.layout)
+        own.chat_template = chat_template
+        return own
     from transformers import LlavaNextProcessor, LlavaProcessor
 
-    processor_class = LlavaNextProcessor if isinstance(config.image, AnyResImage) else LlavaProcessor
+    processor_class = LlavaNextProcessor if config.image.is_tiled else LlavaProcessor
     return processor_class(
         image_processor=image_processor(facts.image),
         tokenizer=facts.tokenizer,
@@ -194,10 +209,10 @@ def processor(config: ModelConfig, facts: Facts, chat_template: str) -> Any:
     )
 
 
-def _token_count(vision: VisionConfig, spec: ImageSpec) -> dict[str, Any]:
-    """By what a processor counts a picture's tokens: patches and leading tokens, less one with `default`.
+def _token_count(vision: EncoderConfig, spec: ImageSpec) -> dict[str, Any]:
+    """The values by which a processor counts an image's tokens: patches and leading tokens, less one with `default`.
 
-    Where the projector makes N tokens of a picture, the picture counts as one patch with N - 1 tokens before it.
+    Where the projector makes N tokens of an image, the image counts as one patch with N - 1 tokens before it.
     """
     if spec.num_projected_tokens is not None:
         return {
@@ -207,15 +222,16 @@ def _token_count(vision: VisionConfig, spec: ImageSpec) -> dict[str, Any]:
         }
     return {
         "patch_size": spec.patch_size,
-        "vision_feature_select_strategy": _select_strategy(vision),
-        "num_additional_image_tokens": FAMILIES[vision.kind].num_leading_tokens,
+        "vision_feature_select_strategy": vision.select_strategy,
+        "num_additional_image_tokens": vision.vision_class.num_leading_tokens - vision.num_registers,
     }
 
 
-def generation_config(facts: Facts, stop_id: int) -> Any:
+def generation_config(facts: ModelMetadata, stop_id: int) -> Any:
     """Greedy by default, ending at the tokenizer's end token or at the token that ends the template's turn.
 
-    By its id, since a text is not always a token's name: a line feed, which ends plain captions, is `<0x0A>` to Llama.
+    The token is given by id, since its text is not always its name: a line feed, which ends plain captions, is `<0x0A>`
+    in Llama's vocabulary.
     """
     from transformers import GenerationConfig
 

@@ -1,17 +1,19 @@
 """Facts that both the data pipeline and the model rely on. Loads without torch.
 
-Owns: the base class of every configuration value, what a picture becomes (`ImageSpec`), what a text becomes
-(`TextSpec`), which canvas a picture's tiles are cut from, and the one function that says how many image tokens a
-picture costs. Does not own pixels or weights.
+Owns: the base class of every configuration value, what an image becomes (`ImageSpec`), what a text becomes
+(`TextSpec`), which canvas an image's tiles are cut from, and the one function that computes how many image tokens an
+image costs. Does not own pixels or weights.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from models.errors import InputError
+from models.common.errors import InputError
 
 IMAGE_TOKEN = "<image>"
 """The placeholder in text, as in LLaVA's format; one real row of the exported vocabulary."""
@@ -20,40 +22,97 @@ IGNORE_INDEX = -100
 """The label of a position that carries no target (PyTorch's own convention)."""
 
 
+Colour = tuple[float, float, float]
+"""Red, green and blue in [0, 1]."""
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of each channel over CLIP's training images, for values in [0, 1] (Radford et al. 2021, their released code)."""
+
+ImageSizes = Sequence[tuple[int, int]]
+"""(height, width) of images before resizing, in pixels, on the host; only AnyRes needs them."""
+
+
 class Config(BaseModel):
     """Base of all configuration values: frozen, and an unknown or mistyped key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class CropImage(Config):
-    """Resize the shorter side to `size`, then cut the central square (CLIP's own preprocessing)."""
+class SquareFit(Config):
+    """An image becomes one square of the encoder's size."""
+
+    is_tiled: ClassVar[bool] = False
+    """Whether an image becomes a small whole image and the tiles of a canvas, so that its tokens depend on its size."""
+    pinpoints: ClassVar[tuple[tuple[int, int], ...]] = ()
+    """The canvases to choose from, as (height, width) in pixels."""
+    max_squares: ClassVar[int | None] = None
+
+    def most_tiles(self, size: int) -> int:
+        """The largest number of squares of `size` pixels for one image."""
+        del size
+        return 1
+
+    def padding(self, mean: Colour) -> tuple[int, int, int] | None:
+        """The padding colour, eight bits a channel; None where the image is cropped. `mean` is in [0, 1]."""
+        del mean
+        return None
+
+
+class CropImage(SquareFit):
+    """Resize the shorter side to `size`, then crop the central square (CLIP's own preprocessing)."""
 
     kind: Literal["crop"] = "crop"
 
 
-class PadImage(Config):
+class PadImage(SquareFit):
     """Pad to a square with the encoder's mean colour (`mean`) or black, then resize to `size` (LLaVA-1.5's `pad`)."""
 
     kind: Literal["pad"] = "pad"
     colour: Literal["mean", "black"] = "mean"
 
+    def padding(self, mean: Colour) -> tuple[int, int, int]:
+        """The colour in eight bits, rounded down as in LLaVA."""
+        if self.colour == "black":
+            return 0, 0, 0
+        red, green, blue = (int(channel * 255) for channel in mean)
+        return red, green, blue
+
+
+class StretchImage(SquareFit):
+    """Resize both sides to `size`, whatever the proportions (SigLIP's own preprocessing)."""
+
+    kind: Literal["stretch"] = "stretch"
+
 
 class AnyResImage(Config):
-    """Tiles of a high-resolution picture beside a small whole one (LLaVA-NeXT).
+    """Tiles of a high-resolution image together with a small whole one (LLaVA-NeXT).
 
-    `pinpoints` are the canvases to choose from, as (height, width) in multiples of the encoder's square.
+    `pinpoints` are the canvases to choose from, as (height, width) in multiples of the encoder's square. `max_squares`:
+    the tiles' features are shrunk where they are more than 1.1 squared times those of so many squares
+    (LLaVA-OneVision's `anyres_max_9`); None: never.
     """
 
     kind: Literal["anyres"] = "anyres"
-    pinpoints: tuple[tuple[int, int], ...]
+    pinpoints: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]
+    max_squares: PositiveInt | None = None
+    is_tiled: ClassVar[bool] = True
+
+    def padding(self, mean: Colour) -> tuple[int, int, int]:
+        """Black, around the image on its canvas."""
+        del mean
+        return 0, 0, 0
+
+    def most_tiles(self, size: int) -> int:
+        """1 for the whole image, plus the tiles of the largest canvas."""
+        return 1 + max(height * width // size**2 for height, width in self.pinpoints)
 
 
-ImageFit = Annotated[CropImage | PadImage | AnyResImage, Field(discriminator="kind")]
+ImageFit = Annotated[CropImage | PadImage | StretchImage | AnyResImage, Field(discriminator="kind")]
 
 
 class ImageSpec(Config):
-    """What the vision encoder takes: `size` x `size` pixels, and how many tokens come out of one such square.
+    """The vision encoder's input: `size` x `size` pixels, and how many tokens come out of one such square.
 
     `mean` and `std` are per channel, for pixel values scaled to [0, 1].
     """
@@ -61,12 +120,17 @@ class ImageSpec(Config):
     size: int
     patch_size: int
     fit: ImageFit
-    mean: tuple[float, float, float]
+    mean: Colour
     std: tuple[float, float, float]
     num_extra_tokens: int = 0
-    """Tokens beside the patches, such as a CLS token that is kept."""
+    """Tokens in addition to the patches, such as a CLS token that is kept."""
     num_projected_tokens: int | None = None
-    """Image tokens that the projector makes of a square's features; None: one a feature."""
+    """Image tokens that the projector makes from a square's features; None: one per feature."""
+
+    @property
+    def takes_one_image(self) -> bool:
+        """Whether a sample may have one image at most: LLaVA-OneVision treats several in another way."""
+        return self.fit.is_tiled and self.fit.max_squares is not None
 
     @property
     def num_features(self) -> int:
@@ -75,7 +139,7 @@ class ImageSpec(Config):
 
 
 class TextSpec(Config):
-    """What the language model takes: its longest row, and the ids that a picture and padding stand for."""
+    """The language model's input: its longest row, and the ids of the image token and of padding."""
 
     max_length: int
     image_token_id: int
@@ -85,28 +149,37 @@ class TextSpec(Config):
 
 
 def num_image_tokens(spec: ImageSpec, width: int, height: int) -> int:
-    """How many tokens a picture of `width` x `height` pixels costs. Tokenizer, packer and model all ask here.
+    """How many tokens an image of `width` x `height` pixels costs. Tokenizer, packer and model all use this function.
 
-    Under AnyRes that is the whole picture's square, the canvas without the patches that are padding alone, and one
-    line end a row of patches, rounded as `LlavaNextProcessor` rounds (LLaVA's own code differs for some sizes).
+    Under AnyRes that is the whole image's square, the canvas without the patches that are padding alone, and one
+    newline per row of patches, rounded as `LlavaNextProcessor` rounds (LLaVA's own code differs for some sizes).
 
     Raises:
-        InputError: no canvas takes the picture.
+        InputError: no canvas takes the image.
     """
     base = spec.num_features if spec.num_projected_tokens is None else spec.num_projected_tokens
-    if not isinstance(spec.fit, AnyResImage):
+    if not spec.fit.is_tiled:
         return base
-    num_rows, num_columns = unpadded_grid(spec, width, height)
+    num_rows, num_columns = shrunk_grid(spec, *unpadded_grid(spec, width, height))
     return base + num_rows * num_columns + num_rows
 
 
+def shrunk_grid(spec: ImageSpec, num_rows: int, num_columns: int) -> tuple[int, int]:
+    """(rows, columns) that are left of an unpadded grid under `max_squares`, as in `LlavaOnevisionProcessor`."""
+    assert spec.fit.is_tiled, "only AnyRes has a canvas"
+    if spec.fit.max_squares is None:
+        return num_rows, num_columns
+    ratio = math.sqrt(num_rows * num_columns / (spec.fit.max_squares * (spec.size // spec.patch_size) ** 2))
+    return (int(num_rows // ratio), int(num_columns // ratio)) if ratio > 1.1 else (num_rows, num_columns)
+
+
 def canvas_size(spec: ImageSpec, width: int, height: int) -> tuple[int, int]:
-    """(height, width) of the pinpoint that keeps most of a picture's pixels; then the least wasteful, then the first.
+    """(height, width) of the pinpoint that keeps most of an image's pixels; ties go to the smallest, then the first.
 
     Raises:
-        InputError: a pinpoint that is no multiple of the square, or a picture so thin that it vanishes on all of them.
+        InputError: a pinpoint that is no multiple of the square, or an image whose shorter side rounds to 0 on all.
     """
-    assert isinstance(spec.fit, AnyResImage), "only AnyRes has a canvas"
+    assert spec.fit.is_tiled, "only AnyRes has a canvas"
     best, best_rank = None, (0, 0)
     for pinpoint in spec.fit.pinpoints:
         if min(pinpoint) < 1 or any(side % spec.size for side in pinpoint):
@@ -117,12 +190,12 @@ def canvas_size(spec: ImageSpec, width: int, height: int) -> tuple[int, int]:
         if kept and (best is None or rank > best_rank):
             best, best_rank = pinpoint, rank
     if best is None:
-        raise InputError(f"a picture of {width} x {height} pixels is too long and thin for any of the pinpoints")
+        raise InputError(f"an image of {width} x {height} pixels is too long and thin for any of the pinpoints")
     return best
 
 
 def unpadded_grid(spec: ImageSpec, width: int, height: int) -> tuple[int, int]:
-    """(rows, columns) of the canvas's patches without the padding around a picture, as transformers' `unpad_image`."""
+    """(rows, columns) of the canvas's patches without the padding around an image, as transformers' `unpad_image`."""
     canvas_height, canvas_width = canvas_size(spec, width, height)
     patches = spec.size // spec.patch_size
     rows, columns = canvas_height // spec.size * patches, canvas_width // spec.size * patches

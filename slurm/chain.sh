@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A whole run from the login node: every stage of a recipe, a bundle, its scores. Prints the jobs' numbers.
 #   slurm/chain.sh [--nodes N] [--to nf4|int8] [--suite SUITE.yaml] [RECIPE] [key=value ...]
-# Preflight comes first: what it finds is found before anything is queued. Each job waits for the one before; where one
-# fails for good, those behind it are taken out of the queue. --suite: what `sightline eval` measures, else no scores.
+# Preflight runs first, so that its findings come before anything is queued. Each job waits for the previous one; if one
+# fails permanently, the later ones are removed from the queue. --suite: what `sightline eval` measures, else no scores.
 set -Eeuo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,12 +30,12 @@ plan=$("${SIGHTLINE_WRAP[@]}" python -m tools.snapshot "$recipe" "$@" --plan)
 { read -r run && read -r stages; } <<< "$plan"
 
 jobs=()
-trap '[ "${#jobs[@]}" -eq 0 ] || scancel "${jobs[@]}"' ERR # half a chain is none
-submit() { # NAME, then sbatch's words
+trap '[ "${#jobs[@]}" -eq 0 ] || scancel "${jobs[@]}"' ERR # an incomplete chain must not run
+submit() { # NAME, then sbatch's arguments
     local name=$1 after=()
     if [ "${#jobs[@]}" -gt 0 ]; then after=(--dependency="afterok:${jobs[-1]}" --kill-on-invalid-dep=yes); fi
     job=$(sbatch --parsable --job-name="sightline-$name" "${after[@]}" "${@:2}")
-    jobs+=("${job%%;*}") # JOB;CLUSTER where there are several clusters
+    jobs+=("${job%%;*}") # sbatch prints JOB;CLUSTER where there are several clusters
     echo "$name ${jobs[-1]}"
 }
 

@@ -16,18 +16,16 @@ import pytest
 from filelock import FileLock
 
 from tests.support.paths import REPOSITORY
-from tests.support.quickstart import TINY
-from tools.quickstart.runner import Runner
-from tools.quickstart.steps import plan
 
 GROUPS = {
-    "tests/slurm/": "the cluster",
-    "tests/tools/test_quickstart.py": "the quickstart",
-    "tests/tools/test_opening.py": "the quickstart",
+    "tests/slurm/test_training.py": "the cluster",
+    "tests/slurm/test_bounds.py": "the cluster",
+    "tests/tools/examples/test_quickstart.py": "the quickstart",
+    "tests/tools/export/test_opening.py": "the quickstart",
 }
 """Files that one process runs, since they share what takes long to make."""
 
-LONG_FIRST = ("test_loop.py", "test_equivalence.py", "test_processes.py", "test_chaos.py")
+LONG_FIRST = ("test_loop_runs.py", "test_equivalence.py", "test_processes.py", "chaos/test_main.py")
 """Files that several processes begin with, so that none is left alone with a long one at the end."""
 
 WORLD_STEPS = ("world", "clip", "language", "shards align", "shards lora")
@@ -35,7 +33,7 @@ WORLD_STEPS = ("world", "clip", "language", "shards align", "shards lora")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest."""
-    items.sort(key=lambda item: not (_group(item.nodeid) or item.path.name in LONG_FIRST))
+    items.sort(key=lambda item: not (_group(item.nodeid) or str(item.path).endswith(LONG_FIRST)))
 
 
 def _group(nodeid: str) -> str:
@@ -57,6 +55,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(scope="session")
 def quickstart_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a tiny quickstart after its first steps: what it trains on, and nothing trained."""
+    from tests.support.quickstart import TINY
+    from tools.examples.quickstart.runner import Runner
+    from tools.examples.quickstart.steps import plan
+
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a folder of its own in there
         shared = shared.parent
@@ -74,9 +76,11 @@ def quickstart_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def quickstart_run(quickstart_world: Path) -> Path:
     """The directory of a tiny quickstart, every step of it run by the real commands."""
+    from tests.support.quickstart import TINY
+
     run = quickstart_world
     command = [sys.executable, "-m", "tools.quickstart", "--run", str(run), "--sizes", TINY.model_dump_json()]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     (run / "stdout.txt").write_text(done.stdout)
     return run

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 import sightline
-from tests.support.bundles import make_bundle, picture
+from tests.support.bundles import image, make_bundle
 from tests.support.paths import REPOSITORY
 
 
 def test_a_bundle_is_loaded_and_asked_in_two_lines(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "bundle")
-    picture("circle").save(tmp_path / "photo.jpg")
+    image("circle").save(tmp_path / "photo.jpg")
     model = sightline.load(folder, device="cpu")
-    answer = model.chat(str(tmp_path / "photo.jpg"), "What is in the picture?", max_new_tokens=8)
+    answer = model.chat(str(tmp_path / "photo.jpg"), "What is in the image?", max_new_tokens=8)
     assert isinstance(answer, str)
-    query = sightline.Query((picture("circle"),), (sightline.Turn("user", "What is in the picture?"),))
+    query = sightline.Query((image("circle"),), (sightline.Turn("user", "What is in the image?"),))
     assert len(model.answer([query], sightline.Decoding(max_new_tokens=8))) == 1
 
 
@@ -35,10 +35,11 @@ def test_a_missing_bundle_is_an_input_error() -> None:
         sightline.load("nowhere")
 
 
-@pytest.mark.parametrize("first", ["transformers", "trainer.opening", "eval.predictor"])
-def test_our_class_is_known_whoever_brings_transformers_in(first: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["transformers", "trainer.build", "eval.predictor"])
+def test_register_makes_our_class_known_whoever_brings_transformers_in(first: str) -> None:
     code = (
-        f"import sightline, {first}\nfrom transformers import AutoConfig\n"
+        f"import sightline, {first}\nsightline.register()\nsightline.register()\nfrom transformers import AutoConfig\n"
         "print(type(AutoConfig.for_model('sightline')).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)

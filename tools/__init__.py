@@ -1,1 +1,5 @@
-"""What a person runs: one module per verb of the `sightline` command."""
+"""The commands: one module per verb of `sightline`."""
+
+import sightline_packages
+
+sightline_packages.check()

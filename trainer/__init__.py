@@ -1,1 +1,5 @@
 """One training run: recipe -> engine -> loop -> checkpoint."""
+
+import sightline_packages
+
+sightline_packages.check()

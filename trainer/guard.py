@@ -1,7 +1,7 @@
-"""What a step's numbers mean: take it, skip it, or go back to the last checkpoint.
+"""Decides from a step's loss and gradient norm: take it, skip it, or go back to the last checkpoint.
 
 Owns the statistics of past losses and the counters, which a checkpoint carries. Does not own the collectives: every
-rank calls `judge` with the same global numbers and so comes to the same verdict.
+rank calls `decide` with the same global numbers and so comes to the same decision.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from models.errors import InputError
-from trainer.config import GuardConfig
+from models.common.errors import InputError
+from trainer.config.schema import GuardConfig
 
 STATE_VERSION = 1
 MAD_TO_DEVIATION = 1.4826
@@ -22,15 +22,15 @@ MAD_TO_DEVIATION = 1.4826
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What to do with a step, and why if it is not taken."""
+class StepDecision:
+    """The decision on a step, with the reason if it is not taken."""
 
     action: Literal["step", "skip", "roll back"]
     reason: str = ""
 
 
 class Guard:
-    """Judges each step by its global loss and gradient norm."""
+    """Decides on each step by its global loss and gradient norm."""
 
     def __init__(self, config: GuardConfig) -> None:
         self._config = config
@@ -39,31 +39,36 @@ class Guard:
         self.num_skipped_steps = 0
         self.num_rows_left_out = 0
 
-    def judge(self, loss: float, norm: float, *, can_go_back: bool) -> Verdict:
-        """The verdict on a step of mean loss `loss` and gradient norm `norm`; it is counted as it is given.
+    def decide(self, loss: float, norm: float, *, can_go_back: bool) -> StepDecision:
+        """The decision on a step; it is counted as it is given.
 
-        Without a checkpoint to go back to a spike is skipped like a step that is not finite. Raises InputError where
-        too many were skipped in a row.
+        Args:
+            loss: the mean over the targets of the global batch, in nats.
+            norm: the gradient's, before clipping.
+            can_go_back: whether there is a checkpoint to roll back to; a spike is skipped where there is none.
+
+        Raises:
+            InputError: too many steps in a row were skipped, and there is no checkpoint to go back to.
         """
         reason = self._spike(loss)
         if reason is not None and can_go_back:
-            return Verdict("roll back", reason)
+            return StepDecision("roll back", reason)
         if reason is None and math.isfinite(loss) and math.isfinite(norm):
             self._losses.append(loss)
             self._skips_in_a_row = 0
-            return Verdict("step")
+            return StepDecision("step")
         reason = reason or f"the {'gradient' if math.isfinite(loss) else 'loss'} is not finite"
         self.num_skipped_steps += 1
         self._skips_in_a_row += 1
         if self._skips_in_a_row < self._config.max_skips:
-            return Verdict("skip", reason)
+            return StepDecision("skip", reason)
         reason = f"{self._skips_in_a_row} steps in a row could not be taken; the last: {reason}"
         if can_go_back:
-            return Verdict("roll back", reason)
+            return StepDecision("roll back", reason)
         raise InputError(f"{reason}; no checkpoint to go back to: lower the learning rate or look at the samples")
 
     def _spike(self, loss: float) -> str | None:
-        """What makes `loss` a spike, or None. A loss that is not finite is no spike and never enters the statistics."""
+        """The reason why `loss` is a spike, or None. A non-finite loss is no spike and never enters the statistics."""
         spike = self._config.spike
         if not math.isfinite(loss) or len(self._losses) < spike.window // 2:
             return None

@@ -2,248 +2,266 @@
 
     draw -> step -> count -> log -> validate -> save -> stop?
 
-What a step is stands in `global_step`, what its numbers mean in `guard`, how a checkpoint is written in `saving`.
+The step is in `trainer.step`, the decision on its numbers in `trainer.guard`; everything else is a callback
+(`trainer.callbacks`).
 """
 
 from __future__ import annotations
 
-import time
-from typing import Literal
+import logging
+from collections.abc import Mapping, Sequence
 
-from data_pipeline.feed import feed
-from models.errors import InputError
-from models.files import write_json
-from trainer.checkpoint import name_of
-from trainer.global_step import GlobalBatch, StepResult, next_batch, take_step
-from trainer.insight import predict, table_file, write_table
-from trainer.meter import Meter
-from trainer.pages import expendable
+from models.common.errors import AwayError, InputError
+from models.common.files import write_json
+from trainer.callbacks.callback import Callback, Ending
+from trainer.callbacks.diagnostics import Diagnostics
+from trainer.callbacks.metrics import MetricsLogging
+from trainer.callbacks.numerics import NumericsProbe
+from trainer.callbacks.saving import CheckpointSaving
+from trainer.callbacks.unused_parameters import UnusedParameterCheck
+from trainer.callbacks.validating import Validating
+from trainer.checkpoint.format import name_of
+from trainer.distributed.seeding import derive_seed
+from trainer.micro_batches import MicroBatching
+from trainer.nonfinite import NonFiniteTracer
 from trainer.rollback import roll_back
-from trainer.schedule import multiplier, progress, warmup_share
-from trainer.stage import Stage
-from trainer.tracking import ProgressLine, Tracker, memory_metrics
+from trainer.state import StageRun
+from trainer.step import GlobalBatch, OptimizerStep, Signals, StepResult, next_batch
 
-Ending = Literal["finished", "stopped"]
-"""`stopped`: asked to, everything saved; the same command goes on."""
+logger = logging.getLogger(__name__)
 
 
-def fit(stage: Stage) -> Ending:
-    """Run a stage from where it stands to its end, or until it is asked to stop.
+def fit(run: StageRun, callbacks: Sequence[Callback] = ()) -> Ending:
+    """Run a stage from its current state to its end, or until it is asked to stop.
 
-    Raises InputError where the data or the numbers leave nothing to go on with; the last checkpoint stands.
+    Args:
+        callbacks: further ones, called after the loop's own.
+
+    Raises:
+        InputError: the data or the numbers make it impossible to continue; the last checkpoint is intact.
     """
-    loop = Loop(stage)
-    while loop.advance() is not None:
-        pass
-    return loop.end()
+    loop = Loop(run, callbacks)
+    loop.start()
+    return loop.finish()
 
 
 class Loop:
-    """One start of a stage: the stage, and what only the loop needs."""
+    """One start of a stage. `start` once, `advance` until it gives None, then `end`; `finish` does both."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.tracker = _open_tracker(stage)
-        self.line = ProgressLine(f"{stage.recipe.name}/{stage.name}")
-        self.meter = Meter(stage)
-        self.warmup = warmup_share(
-            stage.config.schedule,
-            stage.config.duration,
-            epoch_samples=stage.stream.epoch_samples,
-            rows=stage.config.batch.global_rows,
-        )
-        self.saved_at = stage.consumed.steps if stage.checkpoint is not None else -1
-        self.is_stop = False
-        self.is_stale = False
-        """Whether validation has not got better for so long that the stage ends."""
-        self._validate()  # a start that was stopped in the middle of it has it still before itself
+    def __init__(self, run: StageRun, callbacks: Sequence[Callback] = ()) -> None:
+        self.run = run
+        self.learning_rate = run.context.learning_rate(run.state.stream.epoch_samples)
+        self.factor = 0.0
+        """The current step's factor on every peak learning rate."""
+        self._saving = CheckpointSaving(run)
+        self._micro_batching = _micro_batching(run)
+        self.callbacks = [*_own_callbacks(run, self._saving, self._micro_batching), self._saving, *callbacks]
+        self.step = self._optimizer_step()
+        self._is_interrupted = False
+        self._finished_early = ""
+        self._longest_step_s = 0.0
+
+    def start(self) -> None:
+        """Start the callbacks; a validation that the last start did not finish is repeated here."""
+        for callback in self.callbacks:
+            callback.on_start(self)
 
     def advance(self) -> StepResult | None:
-        """Take the next global batch through all phases; None once there is none or a rank was asked to stop."""
-        if self._is_over() or self.is_stop:
+        """Process the next global batch in all phases; None at the end of the data or when a rank was asked to stop."""
+        if self._is_over() or self._is_interrupted:
             return None
-        started_s = time.monotonic()
-        self._mark("data")
-        batch = next_batch(self.stage)
-        if batch.samples == 0:
-            return None  # every slot has run out: the last epoch is over
-        rates = self._rates()
-        result = take_step(self.stage, batch, rates)
-        self._count(batch, result, rates)
-        self._save_beside(result)
-        self.stage.longest_step_s = max(self.stage.longest_step_s, time.monotonic() - started_s)
-        self.is_stop = self.is_stop or result.sums.is_stop
+        started_s = self.run.services.watchdog.running_s()
+        state = self.run.state
+        self.mark("data")
+        try:
+            batch = next_batch(state.stream, self.run.context.ranks)
+        except AwayError as error:
+            self._leave(error)
+            return None
+        if batch.totals.num_samples == 0:
+            return None  # every row of the batch has run out of data: the last epoch is over
+        started_s += self._before_batch(batch)
+        self.factor = self.learning_rate.at(state.consumed)
+        result = self.step.take(batch, state.consumed, self.factor, lambda: self._before_update(batch))
+        self._count(batch, result)
+        if result.decision.action == "roll back":
+            self._roll_back(result.decision.reason)
+        for callback in self.callbacks:
+            callback.after_batch(self, batch, result)
+        self._longest_step_s = max(self._longest_step_s, self.run.services.watchdog.running_s() - started_s)
+        self._is_interrupted = self._is_interrupted or result.totals.num_stops > 0
         return result
 
-    def _rates(self) -> list[float]:
-        factor = multiplier(self.stage.config.schedule, self.warmup, self._progress())
-        return [group.learning_rate * factor for group in self.stage.groups]
+    def finish(self) -> Ending:
+        """Go on to the stage's end, or until a rank was asked to stop."""
+        while self.advance() is not None:
+            pass
+        return self.end()
 
-    def _count(self, batch: GlobalBatch, result: StepResult, rates: list[float]) -> None:
-        """Enter what became of a batch into the counters, the ledger and the log; go back where that is the verdict."""
-        stage, sums = self.stage, result.sums
-        is_step = result.verdict.action == "step"
-        if is_step:
-            stage.consumed = stage.consumed.learnt(
-                samples=int(sums.samples), tokens=int(sums.counts.tokens), draws=int(batch.draws)
-            )
-        else:
-            stage.consumed = stage.consumed.skipped(int(batch.draws))
-        step = stage.consumed.steps if is_step else None
-        told = {"loss": result.loss, "targets": sums.counts.targets} if stage.ranks.is_first else {}
-        stage.ledger.write(stage.consumed.batches, step, result.rows, result.left_out, **told)
-        self.meter.add(batch, result)
-        if is_step:
-            self._log(result, rates)
-            self._look_inside(batch, result)
-            self._validate()
-        elif result.verdict.action == "roll back":
-            self._go_back(result.verdict.reason)
-        elif stage.ranks.is_first:
-            number, reason = stage.consumed.batches, result.verdict.reason
-            stage.events.write({"event": "skipped", "batch": number, "reason": reason})
-            print(f"batch {number} skipped: {reason}; weights, moments and learning rate are as before", flush=True)
+    def should_stop(self) -> bool:
+        """Whether this rank has a reason to stop; those of other ranks are only known from a sum over the ranks."""
+        services = self.run.services
+        return services.preemption.is_due(self._longest_step_s, services.checkpoints.longest_s)
 
-    def _go_back(self, reason: str) -> None:
-        roll_back(self.stage, reason)
-        self.saved_at = self.stage.consumed.steps
-        if self.tracker is not None:  # the steps after the checkpoint are taken again
-            self.tracker.close()
-            self.tracker = _open_tracker(self.stage)
+    def interrupt(self) -> None:
+        """Stop after this batch, saved and unfinished: some rank was asked to. Every rank must call it."""
+        self._is_interrupted = True
 
-    def _log(self, result: StepResult, rates: list[float]) -> None:
-        stage, step = self.stage, self.stage.consumed.steps
-        if step != 1 and step % stage.recipe.tracking.log_every_steps != 0:
-            return
-        metrics = self.meter.read(result, rates, stage.consumed)
-        metrics |= {
-            "bad_samples": stage.ranks.sum([float(stage.stream.num_bad)])[0],
-            "rows_left_out": float(stage.guard.num_rows_left_out),
-            "skipped_steps": float(stage.guard.num_skipped_steps),
-            "loss_scale": stage.loss_scale.value,
-            "held_by_saves_s": stage.saver.held_s,
-            **memory_metrics(stage.device),
-        }
-        if self.tracker is not None:
-            self.tracker.log(step, metrics)
-            self.line.show(step, self._progress(), metrics)
+    def finish_early(self, reason: str) -> None:
+        """End the stage as finished after this batch, for `reason`. Every rank must call it."""
+        self._finished_early = reason
 
-    def _look_inside(self, batch: GlobalBatch, result: StepResult) -> None:
-        """Histograms of the step and a table of its first tokens, where they were asked for."""
-        stage, step = self.stage, self.stage.consumed.steps
-        if result.histograms and self.tracker is not None:
-            self.tracker.log_histograms(step, result.histograms)
-        if not stage.insight.wants_table(step):
-            return
-        micro = next(iter(feed([batch.rows[: stage.config.batch.micro_rows]], stage.text, stage.device)))
-        table = predict(stage.engine.module, stage.engine, micro)
-        if self.tracker is not None:
-            file = table_file(stage.directory, step)
-            with expendable(file):
-                write_table(file, f"{stage.recipe.name}/{stage.name}, step {step}", table, stage.tokenizer)
-                self.tracker.log_page(step, "tokens", file)
+    def tell_validation(self, metrics: Mapping[str, float]) -> None:
+        """Call `on_validation` of every callback."""
+        for callback in self.callbacks:
+            callback.on_validation(self, metrics)
 
-    def _validate(self, *, is_last: bool = False) -> None:
-        """Measure, note the best, and keep its checkpoint; the end of patience ends the stage."""
-        stage, config, step = self.stage, self.stage.config.validation, self.stage.consumed.steps
-        if config is None or stage.validator is None or step in {0, stage.best.last_step}:
-            return
-        if not is_last and step % config.every_steps != 0:
-            return
-        self._mark("validation")
-        metrics = stage.validator.run(step, stage.is_asked_to_stop)
-        if metrics is None:
-            self.is_stop = True
-            return
-        if self.tracker is not None:
-            self.tracker.log_validation(step, metrics, stage.validator.answers)
-        if stage.best.offer(metrics[config.metric], step, lower_is_better=config.lower_is_better):
-            self._save()
-        patience = config.early_stopping.patience if config.early_stopping is not None else None
-        self.is_stale = patience is not None and stage.best.num_worse >= patience
-
-    def _save_beside(self, result: StepResult) -> None:
-        """Commit a checkpoint that every rank has written; begin the next one when it is due."""
-        stage = self.stage
-        if stage.saver.is_busy and result.sums.is_saved:
-            stage.finish_save()
-        if stage.consumed.steps % stage.config.checkpoint.every_steps == 0 and result.verdict.action == "step":
-            self._save()
-
-    def _save(self) -> None:
-        if self.saved_at == self.stage.consumed.steps:
-            return
-        if self.stage.saver.is_busy:
-            self.stage.finish_save()
-        self.stage.begin_save()
-        self.saved_at = self.stage.consumed.steps
+    def mark(self, phase: str) -> None:
+        """Report this rank's next phase to the watchdog."""
+        self.run.services.watchdog.mark(phase, self.run.state.consumed.batches + 1)
 
     def end(self) -> Ending:
-        """Validate a last time, save, and say how it ended."""
-        stage = self.stage
-        is_finished = not self.is_stop
-        if is_finished:
-            self._validate(is_last=True)
-            is_finished = not self.is_stop
-        self._save()
-        if stage.saver.is_busy:
-            stage.finish_save()
-        if is_finished:
+        """Validate a last time, save, and return how the stage ended."""
+        if not self._is_interrupted:
+            for callback in self.callbacks:
+                callback.before_finish(self)
+        ending: Ending = "stopped" if self._is_interrupted else "finished"
+        self._saving.save()
+        self._saving.settle()
+        if ending == "finished":
             self._finish()
         else:
             self._tell_stop()
-        if self.tracker is not None:
-            self.line.close()
-            self.tracker.close()
-        return "finished" if is_finished else "stopped"
+        for callback in self.callbacks:
+            callback.on_end(self, ending)
+        return ending
+
+    def _before_batch(self, batch: GlobalBatch) -> float:
+        """Returns the seconds that callbacks took, which are no part of a step."""
+        started_s = self.run.services.watchdog.running_s()
+        for callback in self.callbacks:
+            callback.before_batch(self, batch)
+        return self.run.services.watchdog.running_s() - started_s
+
+    def _leave(self, error: AwayError) -> None:
+        """Stop, saved, where data are away: every rank raised this at the same batch, which was not used.
+
+        Raises:
+            AwayError: there is nothing to save yet.
+        """
+        if self.run.state.consumed.batches == 0:
+            raise error
+        self.run.state.stream.take_back()
+        self.run.services.preemption.reason = self.run.services.preemption.reason or str(error)
+        self._is_interrupted = True
+
+    def _before_update(self, batch: GlobalBatch) -> None:
+        for callback in self.callbacks:
+            callback.before_update(self, batch)
+
+    def _count(self, batch: GlobalBatch, result: StepResult) -> None:
+        """Add a batch's outcome to the counters and the ledger."""
+        state, services, ranks = self.run.state, self.run.services, self.run.context.ranks
+        totals, num_draws = result.totals, int(batch.totals.num_draws)
+        if result.is_step:
+            state.consumed = state.consumed.learnt(
+                samples=int(totals.num_samples), tokens=int(totals.counts.tokens), draws=num_draws
+            )
+        else:
+            state.consumed = state.consumed.skipped(num_draws)
+        number, step = state.consumed.batches, state.consumed.steps if result.is_step else None
+        told = {"loss": result.loss, "targets": totals.counts.targets} if ranks.is_first else {}
+        services.ledger.write(number, step, result.rows, result.left_out, **told)
+        if result.decision.action == "skip":
+            reason = result.decision.reason
+            logger.info(f"batch {number} skipped: {reason}; weights, moments and learning rate are as before")
+            if ranks.is_first:
+                services.events.write({"event": "skipped", "batch": number, "reason": reason})
+
+    def _roll_back(self, reason: str) -> None:
+        self._saving.settle()
+        roll_back(self.run, self._saving.latest, reason)
+        for callback in self.callbacks:
+            callback.after_rollback(self)
+
+    def _optimizer_step(self) -> OptimizerStep:
+        context, state, services = self.run.context, self.run.state, self.run.services
+        return OptimizerStep(
+            services.engine,
+            guard=state.guard,
+            loss_scale=state.loss_scale,
+            micro_batching=self._micro_batching,
+            ranks=context.ranks,
+            nonfinite=NonFiniteTracer(
+                services.engine,
+                state.stream,
+                events=services.events,
+                text=context.metadata.text,
+                device=context.device,
+                ranks=context.ranks,
+            ),
+            seed_of=lambda num_steps: derive_seed(
+                context.recipe.seed, context.stage, "dropout", num_steps, context.ranks.rank
+            ),
+            signals=Signals(
+                mark=self.mark,
+                should_stop=self.should_stop,
+                is_written=lambda: services.checkpoints.is_written,
+                can_go_back=lambda: self._saving.can_go_back,
+            ),
+        )
 
     def _tell_stop(self) -> None:
-        stage = self.stage
-        reasons = sorted({reason for reason in stage.ranks.gather(stage.interrupt.reason) if reason})
-        if stage.ranks.is_first:
-            print(
-                f"{stage.recipe.name}/{stage.name}: stopped by {', '.join(reasons)} after step {stage.consumed.steps}; "
-                f"saved in {stage.checkpoint}; the same command goes on from there",
-                flush=True,
-            )
+        context = self.run.context
+        reasons = sorted({reason for reason in context.ranks.gather(self.run.services.preemption.reason) if reason})
+        by = f" by {', '.join(reasons)}" if reasons else ""
+        logger.info(
+            f"{context.title}: stopped{by} after step {self.run.state.consumed.steps}; "
+            f"saved in {self._saving.latest}; the same command resumes from there"
+        )
 
     def _finish(self) -> None:
-        stage = self.stage
-        last = stage.directory / "checkpoints" / name_of(stage.consumed.steps)
-        if stage.checkpoint != last:
+        context, state, lock = self.run.context, self.run.state, self.run.services.lock
+        last = context.directory / "checkpoints" / name_of(state.consumed.steps)
+        if self._saving.latest != last:
             raise InputError(f"{last}: the last checkpoint could not be written; free some space and start again")
-        is_best = stage.config.checkpoint.finish_with == "best" and stage.best.value is not None
-        chosen = last.with_name(name_of(stage.best.step)) if is_best else last
-        if stage.ranks.is_first:
-            if stage.lock is not None:
-                stage.lock.check()
-            ended = {"checkpoint": chosen.name, "steps": stage.consumed.steps, "samples": stage.consumed.samples}
-            write_json(stage.directory / "finished.json", ended)
-            why = "; validation has stopped getting better" if self.is_stale else ""
-            print(
-                f"{stage.recipe.name}/{stage.name}: finished after {stage.consumed.steps} steps{why}; {chosen}",
-                flush=True,
-            )
-        stage.ranks.barrier()
+        is_best = context.config.checkpoint.finish_with == "best" and state.best.value is not None
+        chosen = last.with_name(name_of(state.best.step)) if is_best else last
+        if context.ranks.is_first:
+            if lock is not None:
+                lock.check()
+            ended = {"checkpoint": chosen.name, "steps": state.consumed.steps, "samples": state.consumed.samples}
+            write_json(context.directory / "finished.json", ended)
+        why = f"; {self._finished_early}" if self._finished_early else ""
+        logger.info(f"{context.title}: finished after {state.consumed.steps} steps{why}; {chosen}")
+        context.ranks.barrier()
 
     def _is_over(self) -> bool:
-        """Whether the duration is used up; epochs end when the data does, since packed samples wait for their row."""
-        return self.is_stale or (self.stage.config.duration.unit != "epochs" and self._progress() >= 1.0)
-
-    def _progress(self) -> float:
-        return progress(self.stage.config.duration, self.stage.consumed, self.stage.stream.epoch_samples)
-
-    def _mark(self, phase: str) -> None:
-        self.stage.watch.mark(phase, self.stage.consumed.batches + 1)
+        """Whether the duration is used up; epochs end with the data, since packed samples wait for their row."""
+        if self._finished_early:
+            return True
+        is_in_epochs = self.run.context.config.duration.unit == "epochs"
+        return not is_in_epochs and self.learning_rate.progress(self.run.state.consumed) >= 1.0
 
 
-def _open_tracker(stage: Stage) -> Tracker | None:
-    if not stage.ranks.is_first:
-        return None
-    return Tracker(
-        stage.directory,
-        stage.recipe.tracking,
-        title=f"{stage.recipe.name}/{stage.name}",
-        recipe=stage.recipe.model_dump(mode="json"),
-        resumed_at=stage.consumed.steps,
+def _own_callbacks(run: StageRun, saving: CheckpointSaving, micro_batching: MicroBatching) -> list[Callback]:
+    metrics = MetricsLogging(run)
+    own = [
+        UnusedParameterCheck(),
+        metrics,
+        NumericsProbe(metrics),
+        Diagnostics(run.context.recipe.tracking, micro_batching, metrics),
+    ]
+    validator, config = run.services.validator, run.context.config.validation
+    return own if validator is None or config is None else [*own, Validating(validator, config, saving)]
+
+
+def _micro_batching(run: StageRun) -> MicroBatching:
+    context = run.context
+    return MicroBatching(
+        context.metadata.text,
+        context.device,
+        context.config.batch.micro_rows,
+        context.num_micro_batches,
+        context.estimator,
     )

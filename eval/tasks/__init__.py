@@ -8,15 +8,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from eval.tasks.config import CaptionConfig, ImageGainConfig, TaskConfig, VqaConfig
+from eval.tasks.config import (
+    BenchmarkConfig,
+    CaptionConfig,
+    ImageGainConfig,
+    RetrievalConfig,
+    TaskConfig,
+    VqaConfig,
+    YesNoConfig,
+)
 
 if TYPE_CHECKING:
     from eval.tasks.result import Task
 
 TASKS: dict[type, tuple[str, str]] = {
     VqaConfig: ("eval.tasks.vqa", "VqaTask"),
+    YesNoConfig: ("eval.tasks.yes_no", "YesNoTask"),
     CaptionConfig: ("eval.tasks.caption", "CaptionTask"),
     ImageGainConfig: ("eval.tasks.image_gain", "ImageGainTask"),
+    BenchmarkConfig: ("eval.tasks.benchmark", "BenchmarkTask"),
+    RetrievalConfig: ("eval.tasks.retrieval", "RetrievalTask"),
 }
 
 

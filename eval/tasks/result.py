@@ -1,19 +1,18 @@
-"""What a task is, what it needs of a model, and what it gives back.
+"""The interface of a task: what it needs of a model, and its result.
 
-Owns: the `Task` and `Answerer` contracts, `TaskResult`, the protocol that makes two results comparable, and asking a
-model batch by batch. Does not own what a task measures, or files.
+Owns: the `Task` and `Answerer` contracts, and asking a model batch by batch. Does not own what a task measures.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eval.bootstrap import Interval
+from eval.images import Shown, StoredImage
+from eval.result import TaskResult
 from models.spec import Config
 
 if TYPE_CHECKING:
@@ -24,49 +23,10 @@ class Answerer(Protocol):
     """What a task needs of an `eval.predictor.Predictor`."""
 
     def answer(self, queries: Sequence[Query], decoding: Decoding) -> list[str]:
-        """One answer to each query."""
+        """Decode one answer to each query, in their order."""
 
     def loss(self, queries: Sequence[Query], answers: Sequence[str]) -> list[tuple[float, int]]:
         """Of each answer: summed negative log-likelihood in nats, number of tokens."""
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """One measurement. Two results compare only where their `protocol` is the same.
-
-    `facts` is what the protocol is made of; `details` are breakdowns and reasons; `samples` go to a JSONL file.
-    """
-
-    task: str
-    name: str
-    metrics: Mapping[str, float | None]
-    intervals: Mapping[str, Interval]
-    facts: Mapping[str, Any]
-    shuffled: bool
-    samples: Sequence[Mapping[str, Any]]
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def protocol(self) -> str:
-        """Hash over prompt, decoding, normalisation and the split's digests: what else may not differ in a comparison.
-
-        Exchanged pictures are not part of it: they are what such a result is compared for.
-        """
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, without the samples."""
-        return {
-            "task": self.task,
-            "name": self.name,
-            "shuffled": self.shuffled,
-            "num_samples": len(self.samples),
-            "metrics": dict(self.metrics),
-            "intervals": {name: interval.as_dict() for name, interval in self.intervals.items()},
-            "protocol": self.protocol,
-            "protocol_facts": dict(self.facts),
-            **self.details,
-        }
 
 
 class Task(Protocol):
@@ -74,68 +34,87 @@ class Task(Protocol):
 
     name: str
     metric_names: tuple[str, ...]
-    """What its result's `metrics` holds."""
+    """Names of the metrics in its result."""
 
     @property
     def config(self) -> Config:
-        """What it was made from."""
+        """The task's entry in a suite, which goes into the results."""
 
     @property
     def num_samples(self) -> int:
         """How many samples it asks about."""
 
+    scores_texts: bool
+    """Whether `score` takes texts, of which an empty one stands for a question that could not be asked."""
+    compares_vectors: bool
+    """Whether `ask` needs an encoder of images and texts instead of a model that answers."""
+
+    def asked(self) -> dict[str, Any]:
+        """What is asked, as a JSON object: digests of all prompts and pictures in their order, and the decoding."""
+
+    def answers_in(self, samples: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """`ask`'s outputs as `score`'s samples have them; raises KeyError where they do not."""
+
     def ask(self, predictor: Answerer, batch_size: int, places: range, *, progress: bool = True) -> list[Any]:
-        """What the model says to some of the samples, one small picklable value each: a rank's share of the work."""
+        """The model's outputs for the samples at `places` (a rank's share), one small picklable value each."""
 
     def score(self, answers: Sequence[Any]) -> TaskResult:
-        """The measurement, from what `ask` gave for all samples in their order; needs no model."""
+        """The result, from `ask`'s outputs for all samples in their order; needs no model."""
 
     def run(self, predictor: Answerer, batch_size: int) -> TaskResult:
         """Ask about every sample, then score; shows progress."""
 
 
+def digest_of(values: Iterable[Any]) -> str:
+    """The sha256 of JSON values in their order."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
 def greedy(max_new_tokens: int) -> Decoding:
-    """The decoding that benchmarks use."""
+    """Greedy decoding with the default settings, of at most `max_new_tokens`."""
     from eval.predictor import Decoding
 
     return Decoding(max_new_tokens=max_new_tokens)
 
 
 def decoding_facts(max_new_tokens: int) -> dict[str, Any]:
-    """`greedy`, for a protocol."""
+    """The settings of `greedy` that are part of a protocol's hash."""
     return {"max_new_tokens": max_new_tokens, "temperature": 0.0, "num_beams": 1}
 
 
 def answer_all(
     predictor: Answerer,
-    pictures: Sequence[Path],
+    images: Sequence[Shown],
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
     batch_size: int,
     label: str | None,
 ) -> list[str]:
-    """Greedy answers, one to each (picture, prompt). Progress is shown under `label`; None shows none."""
+    """Greedy answers, one to each (image, prompt). Progress is shown under `label`; None shows none."""
     decoding = greedy(max_new_tokens)
     answers: list[str] = []
     for batch in _batches(len(prompts), batch_size, label):
-        answers += predictor.answer(_queries(pictures[batch], prompts[batch]), decoding)
+        answers += predictor.answer(_queries(images[batch], prompts[batch]), decoding)
     return answers
 
 
 def loss_all(
     predictor: Answerer,
-    pictures: Sequence[Path],
+    images: Sequence[Shown],
     prompts: Sequence[str],
     answers: Sequence[str],
     *,
     batch_size: int,
     label: str | None,
 ) -> list[tuple[float, int]]:
-    """Summed loss in nats and number of tokens of each answer, given its picture and prompt."""
+    """Summed loss in nats and number of tokens of each answer, given its image and prompt."""
     losses: list[tuple[float, int]] = []
     for batch in _batches(len(prompts), batch_size, label):
-        losses += predictor.loss(_queries(pictures[batch], prompts[batch]), answers[batch])
+        losses += predictor.loss(_queries(images[batch], prompts[batch]), answers[batch])
     return losses
 
 
@@ -149,11 +128,13 @@ def _batches(num_samples: int, batch_size: int, label: str | None) -> Iterator[s
             bar.update(batch.stop - batch.start)
 
 
-def _queries(pictures: Sequence[Path], prompts: Sequence[str]) -> list[Query]:
-    from data_pipeline.images import open_picture
+def _queries(images: Sequence[Shown], prompts: Sequence[str]) -> list[Query]:
+    from data_pipeline.images import open_image
     from eval.predictor import Query, Turn
 
-    return [
-        Query((open_picture(picture),), (Turn("user", prompt),))
-        for picture, prompt in zip(pictures, prompts, strict=True)
-    ]
+    shown = [() if image is None else (open_image(_source(image)),) for image in images]
+    return [Query(opened, (Turn("user", prompt),)) for opened, prompt in zip(shown, prompts, strict=True)]
+
+
+def _source(image: Path | StoredImage) -> Path | bytes:
+    return image if isinstance(image, Path) else image.read()

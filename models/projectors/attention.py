@@ -1,6 +1,6 @@
-"""What projectors that attend are made of: attention from one sequence to another, and learnt vectors.
+"""Building blocks of projectors with attention: attention from one sequence to another, and learned queries.
 
-B rows, L positions that ask, S positions that are asked, W the width of those that ask, U the width of the others.
+B rows, L query positions, S source positions, W the queries' width, U the source's width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 INITIAL_DEVIATION, ITS_WIDTH = 0.02, 768
-"""BERT's, at BERT's width; at another width new weights are so scaled that what they give is as large."""
+"""BERT's, at BERT's width; at another width new weights are scaled so that outputs keep the same magnitude."""
 
 
 class Attention(nn.Module):
@@ -28,7 +28,7 @@ class Attention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, asking_BLW: Tensor, source_BSU: Tensor, may_see_BLS: Tensor | None = None) -> Tensor:
-        """What the asking positions take from the source, [B, L, W]; `may_see_BLS` is true where one sees another."""
+        """The attention output [B, L, W]; `may_see_BLS` is true where a query may attend to a source position."""
         parts = (self.query(asking_BLW), self.key(source_BSU), self.value(source_BSU))
         query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         mask = may_see_BLS.unsqueeze(1) if may_see_BLS is not None else None
@@ -37,8 +37,8 @@ class Attention(nn.Module):
         return given
 
 
-class Learnt(nn.Module):
-    """Vectors [N, W] that are learnt themselves. A module, so that ZeRO-3 gathers them when it is called."""
+class LearnedQueries(nn.Module):
+    """Trained vectors [N, W]. A module, so that ZeRO-3 gathers them when it is called."""
 
     def __init__(self, num: int, width: int) -> None:
         super().__init__()

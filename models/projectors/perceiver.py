@@ -1,4 +1,4 @@
-"""Perceiver resampler (Alayrac et al. 2022, Flamingo, section 3.1.1): learnt latents that read a tile's features.
+"""Perceiver resampler (Alayrac et al. 2022, Flamingo, section 3.1.1): learned latents that attend to a tile's features.
 
     latents_IV --layers of: attend to (features, latents), feed forward--> norm --linear--> projected_TID
 
@@ -7,19 +7,55 @@ T tiles, P features a tile, V the encoder's width, I latents, D the language mod
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from models.config import PerceiverProjector
-from models.projectors.attention import Attention, Learnt
+from models.common.source import FindPart, read_part
+from models.projectors.attention import Attention, LearnedQueries
+from models.projectors.base import ProjectorConfig
+from models.shapes import Linear, ProjectorShape, attention_linears
+
+
+class PerceiverProjector(ProjectorConfig):
+    """Flamingo's resampler: `num_queries` latents that attend to the features in `num_layers` layers."""
+
+    kind: Literal["perceiver"] = "perceiver"
+    num_queries: PositiveInt = 64
+    num_layers: PositiveInt = 6
+    num_heads: PositiveInt = 8
+
+    def num_tokens(self, num_features: int) -> int:
+        """`num_queries`, whatever the number of features."""
+        del num_features
+        return self.num_queries
+
+    def build(self, vision_width: int, language_width: int, find: FindPart = read_part) -> nn.Module:
+        """See `ProjectorConfig.build`."""
+        del find
+        return Perceiver(self, vision_width, language_width)
+
+    def shape(
+        self, vision_width: int, language_width: int, num_features: int, find: FindPart = read_part
+    ) -> ProjectorShape:
+        """Keys and values of the features and of the latents themselves; the rest of a layer at the latents alone."""
+        del find
+        layer = (
+            *attention_linears(vision_width, vision_width, 1 + num_features / self.num_queries),
+            Linear("up", vision_width, 4 * vision_width),
+            Linear("down", 4 * vision_width, vision_width),
+        )
+        return ProjectorShape((*layer * self.num_layers, Linear("output", vision_width, language_width)))
 
 
 class Perceiver(nn.Module):
-    """I tokens of every tile, however many features it has."""
+    """Maps a tile with any number of features to I tokens."""
 
     def __init__(self, config: PerceiverProjector, vision_width: int, language_width: int) -> None:
         super().__init__()
-        self.queries = Learnt(config.num_queries, vision_width)
+        self.queries = LearnedQueries(config.num_queries, vision_width)
         self.layers = nn.ModuleList(Layer(vision_width, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(vision_width)
         self.output = nn.Linear(vision_width, language_width)

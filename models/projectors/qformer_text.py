@@ -1,6 +1,6 @@
-"""The Q-Former's text side: embeddings, and the heads of BLIP-2's three losses. Needed in training alone.
+"""The Q-Former's text side: embeddings, and the heads of BLIP-2's three losses. Only needed in training.
 
-N pairs, L positions, Q queries, W width, E the width in which pictures and texts are compared.
+N pairs, L positions, Q queries, W width, E the width in which images and texts are compared.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.projectors.attention import Learnt
+from models.projectors.attention import LearnedQueries
 
 NORM_EPSILON = 1e-12
 INITIAL_TEMPERATURE, LARGEST_SCALE = 0.07, 100.0
-"""CLIP's: similarities are divided by a temperature that is learnt, and never multiplied by more than 100."""
+"""CLIP's: similarities are divided by a trained temperature, and never multiplied by more than 100."""
 
 
 class TextSide(nn.Module):
-    """Words and positions, and one head for each loss. `facts` is DistilBERT's config.json."""
+    """Token and position embeddings, and one head for each loss. `facts` is DistilBERT's config.json."""
 
     def __init__(self, facts: Mapping[str, Any], joint_width: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class TextSide(nn.Module):
         self.captioning = Captioning(width, self.words)
 
     def embed(self, ids_NL: Tensor, *, starts: bool = False) -> Tensor:
-        """Embeddings [N, L, W]; with `starts` the first position is the decoder's start, not the text's."""
+        """Embeddings [N, L, W]; with `starts` the first position is the decoder's start embedding, not the text's."""
         words_NLW = self.words(ids_NL)
         if starts:
             words_NLW = torch.cat([self.captioning.start(len(ids_NL)), words_NLW[:, 1:]], dim=1)
@@ -43,7 +43,7 @@ class TextSide(nn.Module):
         return embedded
 
     def start_from(self, copy: Any, *, has_head: bool) -> None:
-        """Take DistilBERT's embeddings, and its masked-word head where it lies there."""
+        """Load DistilBERT's embeddings, and its masked-word head where the files have one."""
         copy(self.words, "embeddings.word_embeddings")
         copy(self.positions, "embeddings.position_embeddings")
         copy(self.norm, "embeddings.LayerNorm")
@@ -53,26 +53,32 @@ class TextSide(nn.Module):
 
 
 class Contrast(nn.Module):
-    """Pictures and texts as unit vectors of one space, and the scale of their similarities."""
+    """Images and texts as unit vectors of one space, and the scale of their similarities."""
 
     def __init__(self, width: int, joint_width: int) -> None:
         super().__init__()
-        self.picture, self.text = nn.Linear(width, joint_width), nn.Linear(width, joint_width)
+        self.image, self.text = nn.Linear(width, joint_width), nn.Linear(width, joint_width)
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / INITIAL_TEMPERATURE)]))
 
     def forward(self, queries_NQW: Tensor, text_NW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures [N, Q, E], texts [N, E], both of length 1 and in fp32, and the scale [1]."""
-        pictures = F.normalize(self.picture(queries_NQW).float(), dim=-1)
-        texts = F.normalize(self.text(text_NW).float(), dim=-1)
-        return pictures, texts, self.log_scale.exp().clamp(max=LARGEST_SCALE)
+        """Images [N, Q, E], texts [N, E], both of length 1 and in fp32, and the scale [1]."""
+        return self.of_images(queries_NQW), self.of_texts(text_NW), self.log_scale.exp().clamp(max=LARGEST_SCALE)
+
+    def of_images(self, queries_NQW: Tensor) -> Tensor:
+        """Images [N, Q, E], of length 1 and in fp32."""
+        return F.normalize(self.image(queries_NQW).float(), dim=-1)
+
+    def of_texts(self, text_NW: Tensor) -> Tensor:
+        """Texts [N, E], of length 1 and in fp32."""
+        return F.normalize(self.text(text_NW).float(), dim=-1)
 
 
 class Captioning(nn.Module):
-    """DistilBERT's masked-word head, which shares the words' embedding, and a start of its own."""
+    """DistilBERT's masked-word head, which shares the token embedding, and its own start embedding."""
 
     def __init__(self, width: int, words: nn.Embedding) -> None:
         super().__init__()
-        self.start = Learnt(1, width)
+        self.start = LearnedQueries(1, width)
         self.transform, self.norm = nn.Linear(width, width), nn.LayerNorm(width, eps=NORM_EPSILON)
         self.output = nn.Linear(width, words.num_embeddings)
         self.output.weight = words.weight

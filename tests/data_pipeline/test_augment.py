@@ -1,4 +1,4 @@
-"""Augmented pictures depend on seed, slot and draw alone, and change no more than they may."""
+"""Augmented images depend on seed, slot and draw alone, and change no more than they may."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from data_pipeline.augment import Augmenter, uniform
-from data_pipeline.config import DataConfig, PictureAugment
-from data_pipeline.sample import Draw
+from data_pipeline.config import DataConfig, ImageAugment
 from tests.data_pipeline.test_stream import config, open_rank
+from tests.support.samples import ref
 from tests.support.shards import write_set
 
-ALL = PictureAugment(crop_area=(0.4, 0.9), colour=0.2, flip=0.5)
+ALL = ImageAugment(crop_area=(0.4, 0.9), colour=0.2, flip=0.5)
 Tiles = dict[tuple[int, int], NDArray[np.uint8]]
 
 
@@ -33,7 +33,7 @@ def tiles(data: DataConfig, world: int = 1, **values: int) -> Tiles:
         stream = open_rank(data, rank, world, epochs=2, **values)
         while not stream.exhausted:
             rows = stream.next_rows()
-            found |= {(sample.draw.slot, sample.draw.n): sample.tiles for row in rows for sample in row}
+            found |= {(sample.ref.slot, sample.ref.n): sample.tiles for row in rows for sample in row}
         stream.close()
     return found
 
@@ -54,26 +54,26 @@ def test_ranks_workers_and_resumption_change_nothing(tmp_path: Path) -> None:
     resumed = open_rank(data, epochs=2)
     resumed.load_state_dict(stream.state_dict())
     for row in resumed.next_rows():
-        assert all(np.array_equal(sample.tiles, alone[sample.draw.slot, sample.draw.n]) for sample in row)
+        assert all(np.array_equal(sample.tiles, alone[sample.ref.slot, sample.ref.n]) for sample in row)
 
 
-def test_another_seed_and_another_epoch_give_another_picture() -> None:
-    augmenter, picture = Augmenter(ALL, 3), noise()
-    pictures = [augmenter(picture, Draw(slot, n), place) for slot in (0, 1) for n in (0, 1) for place in (0, 1)]
-    pictures.append(Augmenter(ALL, 4)(picture, Draw(0, 0), 0))
-    assert len({changed.tobytes() for changed in pictures}) == 9
-    assert augmenter(picture, Draw(0, 0), 0).tobytes() == pictures[0].tobytes()
+def test_another_seed_and_another_epoch_give_another_image() -> None:
+    augmenter, image = Augmenter(ALL, 3), noise()
+    images = [augmenter(image, ref(n, slot=slot), place) for slot in (0, 1) for n in (0, 1) for place in (0, 1)]
+    images.append(Augmenter(ALL, 4)(image, ref(), 0))
+    assert len({changed.tobytes() for changed in images}) == 9
+    assert augmenter(image, ref(), 0).tobytes() == images[0].tobytes()
 
 
 def test_the_defaults_change_nothing() -> None:
-    assert Augmenter(PictureAugment(), 0)(noise(), Draw(0, 0), 0).tobytes() == noise().tobytes()
+    assert Augmenter(ImageAugment(), 0)(noise(), ref(), 0).tobytes() == noise().tobytes()
 
 
 def test_a_flip_is_a_mirror_image() -> None:
-    always = Augmenter(PictureAugment(flip=1.0), 0)(noise(), Draw(0, 0), 0)
+    always = Augmenter(ImageAugment(flip=1.0), 0)(noise(), ref(), 0)
     assert np.array_equal(np.asarray(always), np.asarray(noise())[:, ::-1])
-    half = Augmenter(PictureAugment(flip=0.5), 0)
-    num_flipped = sum(half(noise(), Draw(0, n), 0).tobytes() != noise().tobytes() for n in range(400))
+    half = Augmenter(ImageAugment(flip=0.5), 0)
+    num_flipped = sum(half(noise(), ref(n), 0).tobytes() != noise().tobytes() for n in range(400))
     assert 160 < num_flipped < 240  # four standard deviations
 
 
@@ -84,8 +84,8 @@ def test_a_flip_is_a_mirror_image() -> None:
     n=st.integers(0, 10**6),
 )
 def test_a_cut_keeps_the_share_it_should(size: tuple[int, int], areas: list[float], n: int) -> None:
-    augmenter = Augmenter(PictureAugment(crop_area=(areas[0], areas[1])), 0)
-    width, height = augmenter(Image.new("RGB", size), Draw(0, n), 0).size
+    augmenter = Augmenter(ImageAugment(crop_area=(areas[0], areas[1])), 0)
+    width, height = augmenter(Image.new("RGB", size), ref(n), 0).size
     assert 1 <= width <= size[0]
     assert 1 <= height <= size[1]
     assert min(width, height) >= min(size) * augmenter.smallest_side_share - 0.5
@@ -104,9 +104,7 @@ GOLDEN = [0.6044671025629265, 0.05605748948753653]
 
 
 def test_a_recipe_spells_it_in_plain_yaml() -> None:
-    assert (
-        PictureAugment.model_validate({"kind": "picture", "crop_area": [0.4, 0.9], "colour": 0.2, "flip": 0.5}) == ALL
-    )
+    assert ImageAugment.model_validate({"kind": "picture", "crop_area": [0.4, 0.9], "colour": 0.2, "flip": 0.5}) == ALL
     for areas in ([0.9, 0.4], [0, 1], [0.5, 1.5]):
         with pytest.raises(ValidationError, match="smallest and the largest share"):
-            PictureAugment.model_validate({"crop_area": areas})
+            ImageAugment.model_validate({"crop_area": areas})

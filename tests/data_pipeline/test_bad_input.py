@@ -17,14 +17,15 @@ from typing import Any
 import pytest
 
 from data_pipeline import build
-from data_pipeline.images import PictureError, open_picture
+from data_pipeline.images import open_image
 from data_pipeline.index import ShardIndex
 from data_pipeline.index_build import build_index
+from data_pipeline.limits import ImageError
 from data_pipeline.stream import RowStream
-from models.errors import InputError
+from models.common.errors import InputError
 from tests.support.deadly import DeadlyEncoder
 from tests.support.paths import data, needs_data
-from tests.support.shards import caption_sample, picture_bytes, write_tar
+from tests.support.shards import caption_sample, image_bytes, write_tar
 from tests.support.streams import config, keys_left, open_rank
 
 NUM_GOOD = 30
@@ -57,21 +58,21 @@ def record(value: object) -> bytes:
 
 ASKED = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Noise."}]
 BAD: dict[str, tuple[dict[str, bytes], str]] = {
-    "no-picture": ({"json": record({"conversations": ASKED})}, "0 pictures but 1 <image>"),
-    "no-text": ({"png": picture_bytes()}, "no text"),
+    "no-image": ({"json": record({"conversations": ASKED})}, "0 images but 1 <image>"),
+    "no-text": ({"png": image_bytes()}, "no text"),
     "bomb": ({"png": bomb(), "txt": b"a"}, "900000000 pixels"),
-    "cut": ({"png": picture_bytes()[:300], "txt": b"a"}, "cannot be decoded"),
-    "list": ({"png": picture_bytes(), "json": b"[1, 2]"}, "is a list"),
-    "number": ({"png": picture_bytes(), "json": b"7"}, "is a int"),
-    "words": ({"png": picture_bytes(), "json": record({"conversations": "hello"})}, "not a list"),
-    "turns": ({"png": picture_bytes(), "json": record({"conversations": [["human", "hello"]]})}, "not an object"),
-    "values": ({"png": picture_bytes(), "json": record({"conversations": [{"from": "human", "value": 3}]})}, "without"),
-    "unfinished": ({"png": picture_bytes(), "json": b'{"text": "a'}, "cannot be read"),
+    "cut": ({"png": image_bytes()[:300], "txt": b"a"}, "cannot be decoded"),
+    "list": ({"png": image_bytes(), "json": b"[1, 2]"}, "is a list"),
+    "number": ({"png": image_bytes(), "json": b"7"}, "is a int"),
+    "words": ({"png": image_bytes(), "json": record({"conversations": "hello"})}, "not a list"),
+    "turns": ({"png": image_bytes(), "json": record({"conversations": [["human", "hello"]]})}, "not an object"),
+    "values": ({"png": image_bytes(), "json": record({"conversations": [{"from": "human", "value": 3}]})}, "without"),
+    "unfinished": ({"png": image_bytes(), "json": b'{"text": "a'}, "cannot be read"),
     "masked": (
-        {"png": picture_bytes(), "json": record({"conversations": [ASKED[0], {"from": "gpt", "value": " "}]})},
+        {"png": image_bytes(), "json": record({"conversations": [ASKED[0], {"from": "gpt", "value": " "}]})},
         "to learn",
     ),
-    "deep": ({"png": picture_bytes(), "json": b"[" * 100_000}, "cannot be read"),
+    "deep": ({"png": image_bytes(), "json": b"[" * 100_000}, "cannot be read"),
 }
 
 
@@ -107,26 +108,26 @@ def test_past_the_set_share_the_run_stops_and_says_why(tmp_path: Path) -> None:
 
 
 @needs_data
-def test_every_hostile_picture_is_seen_or_named(tmp_path: Path) -> None:
+def test_every_hostile_image_is_seen_or_named(tmp_path: Path) -> None:
     files = [data("bad_inputs", entry["file"]) for entry in json.loads(data("bad_inputs", "index.json").read_text())]
-    pictures = {f"{n:03d}": {"png": path.read_bytes(), "txt": b"a"} for n, path in enumerate(files)}
-    stream = open_epoch(write_samples(tmp_path / "set", pictures), tmp_path / "q.jsonl", bad_share_limit=1.0)
+    images = {f"{n:03d}": {"png": path.read_bytes(), "txt": b"a"} for n, path in enumerate(files)}
+    stream = open_epoch(write_samples(tmp_path / "set", images), tmp_path / "q.jsonl", bad_share_limit=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen = [key for key in keys_left(stream) if not key.startswith("good")]
     lines = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
-    assert sorted([*seen, *(line["key"] for line in lines)]) == sorted(pictures)
+    assert sorted([*seen, *(line["key"] for line in lines)]) == sorted(images)
     assert stream.num_bad == len(lines)
     assert all(line["shard"] == "a.tar" and line["reason"] and "\n" not in line["reason"] for line in lines)
-    readable = {key for key, sample in pictures.items() if can_be_read(sample["png"])}
+    readable = {key for key, sample in images.items() if can_be_read(sample["png"])}
     assert set(seen) == readable
-    assert 90 < len(readable) < len(pictures)
+    assert 90 < len(readable) < len(images)
 
 
 def can_be_read(payload: bytes) -> bool:
     try:
-        return open_picture(payload).mode == "RGB"
-    except PictureError:
+        return open_image(payload).mode == "RGB"
+    except ImageError:
         return False
 
 
@@ -155,8 +156,8 @@ def test_nothing_in_a_shard_is_executed(tmp_path: Path) -> None:
 def test_bombs_cost_no_memory(tmp_path: Path) -> None:
     payload = bomb()
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(PictureError, match="900000000 pixels"):
-        open_picture(payload)
+    with pytest.raises(ImageError, match="900000000 pixels"):
+        open_image(payload)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 100_000
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
         info = tarfile.TarInfo("a.txt")
@@ -171,6 +172,6 @@ def test_bombs_cost_no_memory(tmp_path: Path) -> None:
 
 
 def test_the_index_knows_a_bomb_by_its_header(tmp_path: Path) -> None:
-    index = ShardIndex(write_samples(tmp_path / "set", {"bomb": BAD["bomb"][0]}))
+    index = ShardIndex.open(write_samples(tmp_path / "set", {"bomb": BAD["bomb"][0]}))
     sizes = {(member.width, member.height) for member in index.entry(NUM_GOOD).members}
     assert sizes <= {(30_000, 30_000), (0, 0)}

@@ -70,6 +70,6 @@ def test_a_shard_that_is_gone(whole: tuple[ShardIndex, bytes], tmp_path: Path) -
     index, content = whole
     path = index.folder / index.shard_names[0]
     path.unlink()
-    fresh = ShardIndex(index.folder)
+    fresh = ShardIndex.open(index.folder)
     assert_accounted(fresh, range(len(content)), tmp_path / "gone.jsonl")
     path.write_bytes(content)

@@ -8,15 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipeline.fetch import Fetcher, Result
-from data_pipeline.sample import BadSample, Draw, Encoded
+from data_pipeline.sample import BadSample, Encoded, SampleRef
 from tests.support.paths import REPOSITORY
+from tests.support.patience import GUARD_S, wait_until
+from tests.support.samples import ref
 
 pytestmark = pytest.mark.slow
 
@@ -27,33 +28,30 @@ class Deadly:
     def __init__(self, folder: Path) -> None:
         self.died, self.busy = folder / "died", folder / "busy"
 
-    def __call__(self, draw: Draw) -> Result:
-        if draw.n == 3 and not self.busy.exists():
+    def __call__(self, sample: SampleRef) -> Result:
+        if sample.n == 3 and not self.busy.exists():
             self.busy.touch()
-            time.sleep(60)
-        if draw.n == 5 or (draw.n == 2 and not self.died.exists()):
+            time.sleep(86400)
+        if sample.n == 5 or (sample.n == 2 and not self.died.exists()):
             self.died.touch()
-            wait_for(self.busy.exists)
+            wait_until("the other is busy", self.busy.exists)
             os.kill(os.getpid(), signal.SIGKILL)
-        ids = np.array([draw.n], dtype=np.int32)
-        return Encoded(draw, *self.name_of(draw), ids, ids, np.zeros((0, 1, 1, 3), dtype=np.uint8))
-
-    def name_of(self, draw: Draw) -> tuple[str, str]:
-        return "a.tar", f"key{draw.n}"
+        ids = np.array([sample.n], dtype=np.int32)
+        return Encoded(sample, ids, ids, np.zeros((0, 1, 1, 3), dtype=np.uint8))
 
 
 def test_a_killed_worker_loses_no_sample(tmp_path: Path) -> None:
     fetcher = Fetcher(Deadly(tmp_path), num_workers=2)
-    draws = [Draw(0, n) for n in range(10)]
+    draws = [ref(n) for n in range(10)]
     for draw in draws:
         fetcher.prefetch(draw)
     results = [fetcher.result(draw) for draw in draws]
     fetcher.close()
-    assert [result.draw.n for result in results] == list(range(10))
+    assert [result.ref.n for result in results] == list(range(10))
     bad = [result for result in results if isinstance(result, BadSample)]
-    assert [(result.draw.n, result.shard, result.key) for result in bad] == [(5, "a.tar", "key5")]
+    assert [(result.ref.n, result.ref.shard, result.ref.key) for result in bad] == [(5, "s.tar", "5")]
     assert "died on this sample" in bad[0].reason
-    wait_for(lambda: not multiprocessing.active_children())  # the busy one too
+    wait_until("no worker is left", lambda: not multiprocessing.active_children())  # the busy one too
 
 
 JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -61,22 +59,22 @@ JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PROGRAM = """
 import signal, sys
 from data_pipeline.fetch import Fetcher
-from data_pipeline.sample import Draw
+from tests.support.samples import ref
 from tests.data_pipeline.test_fetch import JOB_SIGNALS, echo
 if __name__ == "__main__":
     for number in JOB_SIGNALS:
         signal.signal(number, lambda *_: None)
     fetcher = Fetcher(echo, num_workers=2)
-    fetcher.prefetch(Draw(0, 0))
-    fetcher.prefetch(Draw(0, 1))
+    fetcher.prefetch(ref(0))
+    fetcher.prefetch(ref(1))
     for n, line in enumerate(sys.stdin):
-        print(fetcher.result(Draw(0, n)).reason, flush=True)
+        print(fetcher.result(ref(n)).reason, flush=True)
     fetcher.close()
 """
 
 
-def echo(draw: Draw) -> Result:
-    return BadSample(draw, "", "", f"draw {draw.n}")
+def echo(sample: SampleRef) -> Result:
+    return BadSample(sample, f"draw {sample.n}")
 
 
 @pytest.mark.parametrize("end", ["told", "killed"])
@@ -97,7 +95,7 @@ def test_signals_to_the_whole_job_leave_workers_to_the_main_process(tmp_path: Pa
     )
     assert main.stdin is not None
     assert main.stdout is not None
-    wait_for(lambda: len(children_of(main.pid)) == 3)  # two workers, the tracker of semaphores
+    wait_until("they have started", lambda: len(children_of(main.pid)) == 3)  # two workers, the tracker of semaphores
     children = children_of(main.pid)
     for n in range(2):  # the workers have just begun; later they wait
         for number in JOB_SIGNALS:
@@ -110,8 +108,8 @@ def test_signals_to_the_whole_job_leave_workers_to_the_main_process(tmp_path: Pa
         main.kill()
     else:
         main.stdin.close()
-    main.wait(timeout=20)
-    wait_for(lambda: all(map(is_gone, children)))
+    main.wait(timeout=GUARD_S)
+    wait_until("the workers are gone", lambda: all(map(is_gone, children)))
     assert end == "killed" or log.read_text() == ""  # else the tracker says that it cleaned up
 
 
@@ -124,10 +122,3 @@ def is_gone(pid: str) -> bool:
         return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return True
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""`too_long: fewer_tiles`: a picture gets the largest canvas that fits the row, whole, the same anywhere, counted."""
+"""`too_long: fewer_tiles`: an image gets the largest canvas that fits the row, whole, the same anywhere, counted."""
 
 from __future__ import annotations
 
@@ -15,47 +15,46 @@ from data_pipeline.index_build import build_index
 from data_pipeline.sample import Encoded
 from data_pipeline.stream import RowStream, merge_states
 from data_pipeline.tiles import canvas_options, fit_tiles, shrink_to_budget
-from models.errors import InputError
-from models.spec import AnyResImage, ImageSpec, canvas_size, num_image_tokens
+from models.spec import ImageSpec, canvas_size, num_image_tokens
 from tests.data_pipeline.test_tiles import noise, png, spec
-from tests.support.shards import IMAGE, text_spec, write_tar
+from tests.support.shards import text_spec, write_tar
 from tests.support.streams import TOKENIZER, config, open_rank
 
 NINE = tuple((down, across) for down in (1, 2, 3) for across in (1, 2, 3))
 
 
-def test_one_picture_gets_the_largest_canvas_that_fits() -> None:
+def test_one_image_gets_the_largest_canvas_that_fits() -> None:
     """Canvases of 1, 4 and 9 squares of 24 x 24 patches: each costs its patches, its line ends and
     the small whole one."""
-    image, picture = spec(squares=NINE), noise(2000, 2000)
+    image_spec, image = spec(squares=NINE), noise(2000, 2000)
     cost = {side: 576 + (24 * side) ** 2 + 24 * side for side in (1, 2, 3)}
-    assert [tokens for tokens, _ in canvas_options(image, 2000, 2000)] == [cost[3], cost[2], cost[1]]
+    assert [tokens for tokens, _ in canvas_options(image_spec, 2000, 2000)] == [cost[3], cost[2], cost[1]]
     for budget, side in [(cost[3], 3), (cost[3] - 1, 2), (cost[2], 2), (cost[2] - 1, 1), (cost[1], 1), (7, 1)]:
-        (fitted,), num_shrunk = shrink_to_budget([picture], image, budget)
-        assert canvas_size(image, *fitted.size) == (336 * side, 336 * side)
-        assert len(fit_tiles(fitted, image)) == 1 + side * side
+        (fitted,), num_shrunk = shrink_to_budget([image], image_spec, budget)
+        assert canvas_size(image_spec, *fitted.size) == (336 * side, 336 * side)
+        assert len(fit_tiles(fitted, image_spec)) == 1 + side * side
         assert num_shrunk == (side < 3)
-        assert (fitted is picture) == (side == 3)
+        assert (fitted is image) == (side == 3)
 
 
 @settings(deadline=None, max_examples=60)
 @given(sizes=st.lists(st.tuples(st.integers(20, 400), st.integers(20, 400)), min_size=1, max_size=3), data=st.data())
 def test_the_budget_holds_and_costs_stay_the_one_function(sizes: list[tuple[int, int]], data: st.DataObject) -> None:
-    image = spec(28, 7, NINE)
-    pictures = [noise(height, width) for height, width in sizes]
-    options = [canvas_options(image, picture.width, picture.height) for picture in pictures]
+    image_spec = spec(28, 7, NINE)
+    images = [noise(height, width) for height, width in sizes]
+    options = [canvas_options(image_spec, image.width, image.height) for image in images]
     dearest, cheapest = (sum(option[place][0] for option in options) for place in (0, -1))
     budget = data.draw(st.integers(cheapest, dearest + 5))
-    fitted, num_shrunk = shrink_to_budget(pictures, image, budget)
-    costs = [num_image_tokens(image, *picture.size) for picture in fitted]
+    fitted, num_shrunk = shrink_to_budget(images, image_spec, budget)
+    costs = [num_image_tokens(image_spec, *image.size) for image in fitted]
     assert sum(costs) <= budget
-    assert num_shrunk == sum(after is not before for after, before in zip(fitted, pictures, strict=True))
-    if len(pictures) == 1:
+    assert num_shrunk == sum(after is not before for after, before in zip(fitted, images, strict=True))
+    if len(images) == 1:
         assert costs == [max(tokens for tokens, _ in options[0] if tokens <= budget)]
-    for picture, cost, option in zip(fitted, costs, options, strict=True):
-        assert (cost, picture.size) in option
-        height, width = canvas_size(image, *picture.size)
-        assert len(fit_tiles(picture, image)) == 1 + height * width // image.size**2
+    for image, cost, option in zip(fitted, costs, options, strict=True):
+        assert (cost, image.size) in option
+        height, width = canvas_size(image_spec, *image.size)
+        assert len(fit_tiles(image, image_spec)) == 1 + height * width // image_spec.size**2
 
 
 IMAGE_SPEC = spec(16, 8, NINE)
@@ -64,10 +63,10 @@ MAX_LENGTH = 80
 
 
 def open_tiled(
-    folder: Path, rank: int, world: int, image: ImageSpec = IMAGE_SPEC, too_long: str = "fewer_tiles"
+    folder: Path, rank: int, world: int, image_spec: ImageSpec = IMAGE_SPEC, too_long: str = "fewer_tiles"
 ) -> RowStream:
     data = config(folder, max_length=MAX_LENGTH, too_long=too_long)
-    return open_rank(data, rank, world, num_slots=4, image=image, seed=0, quarantine=folder / "quarantine.jsonl")
+    return open_rank(data, rank, world, num_slots=4, image=image_spec, seed=0, quarantine=folder / "quarantine.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ def test_through_the_stream_nothing_is_cut_and_all_is_counted(folder: Path) -> N
     image_token = text_spec(TOKENIZER).image_token_id
     num_shrunk = 0
     for key, sample in found.items():
-        ((height, width),) = sample.picture_sizes
+        ((height, width),) = sample.image_sizes
         assert np.count_nonzero(sample.input_ids == image_token) == num_image_tokens(IMAGE_SPEC, width, height)
         assert sample.num_tokens <= MAX_LENGTH
         assert sample.num_shrunk == ((height, width) != SIZES[int(key)])
@@ -103,7 +102,7 @@ def test_through_the_stream_nothing_is_cut_and_all_is_counted(folder: Path) -> N
     line = json.loads((folder / "quarantine.jsonl").read_text().splitlines()[0])
     assert (line["key"], line["kind"]) == ("long", "too_long")
     batch = collate([(found["4"], found["0"])], text_spec(TOKENIZER))
-    assert list(batch.picture_sizes) == [found[key].picture_sizes[0] for key in ("4", "0")]
+    assert list(batch.images.sizes) == [found[key].image_sizes[0] for key in ("4", "0")]
 
 
 def test_ranks_and_resumption_change_nothing(folder: Path) -> None:
@@ -118,12 +117,3 @@ def test_ranks_and_resumption_change_nothing(folder: Path) -> None:
     assert set(found) == set(alone)
     assert all(np.array_equal(found[key].tiles, alone[key].tiles) for key in alone)
     assert sum(stream.num_shrunk for stream in four) == 3  # the count goes on where it stood
-
-
-def test_it_needs_tiles(folder: Path) -> None:
-    with pytest.raises(InputError, match="image fit crop has one"):
-        open_tiled(folder, 0, 1, IMAGE)
-    assert isinstance(IMAGE_SPEC.fit, AnyResImage)
-    skipping = open_tiled(folder, 0, 1, too_long="skip")
-    assert len(epoch([skipping])) == 3
-    assert (skipping.num_shrunk, skipping.num_too_long) == (0, 4)

@@ -14,7 +14,7 @@ import pytest
 from data_pipeline.config import RowPacking, SourceConfig
 from data_pipeline.index_build import build_index
 from data_pipeline.stream import RowStream
-from tests.support.shards import picture_bytes, write_tar
+from tests.support.shards import image_bytes, write_tar
 from tests.support.streams import config, open_rank
 
 NUM_SHARDS, SHARD_SAMPLES = 12, 20
@@ -33,9 +33,9 @@ def resident_mb() -> float:
 
 
 def write_shards(folder: Path) -> int:
-    """Pictures of noise, 25 kB each; one sample in 40 is cut. Returns the set's bytes."""
+    """Images of noise, 25 kB each; one sample in 40 is cut. Returns the set's bytes."""
     folder.mkdir()
-    payloads = [picture_bytes(n, (90, 90)) for n in range(SHARD_SAMPLES)]
+    payloads = [image_bytes(n, (90, 90)) for n in range(SHARD_SAMPLES)]
     for shard in range(NUM_SHARDS):
         samples = [(f"{shard}-{n}", {"png": payload, "txt": b"noise"}) for n, payload in enumerate(payloads)]
         if shard % 2:
@@ -71,4 +71,4 @@ def test_thousands_of_draws_leave_nothing_behind(tmp_path: Path) -> None:
     server.server_close()
     assert stream.num_bad == len((tmp_path / "quarantine.jsonl").read_text().splitlines()) > 30
     assert cached <= max_bytes
-    assert grown_mb < 8  # the pictures of 1,500 draws are 37 MB
+    assert grown_mb < 8  # the images of 1,500 draws are 37 MB

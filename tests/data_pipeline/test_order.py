@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.mixture import BLOCK_DRAWS, Concatenation, Mixture, quotas
 from data_pipeline.order import Order, permutation
-from models.errors import InputError
 
 SIZES = st.lists(st.integers(0, 13), min_size=1, max_size=7).filter(lambda sizes: sum(sizes) > 0)
 
@@ -54,7 +50,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_permutations_never_change() -> None:
-    """A resumed run relies on these words for ever; they may not depend on numpy's version."""
+    """A resumed run relies on these numbers; they may not depend on numpy's version."""
     assert permutation(8, 7, 1, 0).tolist() == [7, 6, 1, 4, 3, 2, 5, 0]
 
 
@@ -75,31 +71,11 @@ def test_samples_of_a_window_lie_near_each_other() -> None:
     assert len(shards) <= 2
 
 
-@settings(deadline=None, max_examples=20)
-@given(
-    sources=st.lists(st.lists(st.integers(3, 9), min_size=1, max_size=3), min_size=1, max_size=4),
-    num_slots=st.integers(1, 3),
-)
-def test_sources_without_weights_are_one_exact_epoch(sources: list[list[int]], num_slots: int) -> None:
-    plan = Concatenation(sources, 5, num_slots, 4)
-    seen = [plan.locate(slot, n) for slot in range(num_slots) for n in range(plan.slot_length(slot))]
-    assert sorted(seen) == [(i, sample) for i, shards in enumerate(sources) for sample in range(sum(shards))]
-
-
-def test_weights_hold_in_every_block_and_each_source_goes_round_exactly() -> None:
-    plan = Mixture([[40], [500], [100, 60]], [1, 6, 3], 0, 4, 16)
-    for block in (0, 1, 50):
-        draws = [plan.locate(2, block * BLOCK_DRAWS + n) for n in range(BLOCK_DRAWS)]
-        assert Counter(source for source, _ in draws) == {0: 100, 1: 600, 2: 300}
-    small = [sample for n in range(BLOCK_DRAWS) for source, sample in [plan.locate(2, n)] if source == 0]
-    assert set(Counter(small).values()) == {10}  # 10 samples of 40 are this slot's, 100 draws
-
-
-def test_quotas_sum_and_leave_nobody_out() -> None:
-    assert quotas([1, 1, 1], 1000).sum() == 1000
-    assert quotas([1, 1e9], 1000).tolist() == [1, 999]
-
-
-def test_a_source_smaller_than_the_batch_cannot_be_weighted() -> None:
-    with pytest.raises(InputError, match="fewer than the 8 rows"):
-        Mixture([[100], [5]], [1, 1], 0, 8, 16)
+@settings(deadline=None, max_examples=40)
+@given(sizes=SIZES, num_slots=st.integers(1, 5), window=st.integers(1, 9), start=st.integers(0, 20))
+def test_many_draws_at_once_are_those_one_by_one(sizes: list[int], num_slots: int, window: int, start: int) -> None:
+    order = Order(sizes, 3, num_slots, window)
+    for slot in range(num_slots):
+        if order.slot_length(slot):
+            stop = start + 3 * order.slot_length(slot)
+            assert order.samples(slot, start, stop).tolist() == [order.sample(slot, n) for n in range(start, stop)]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import GroupPacking, PadPacking, RowPacking
 from data_pipeline.packing import Packer, best_filling
-from data_pipeline.sample import Draw, Encoded, Row
+from data_pipeline.sample import Encoded, Row
+from tests.support.samples import ref
 
 NO_TILES = np.zeros((0, 1, 1, 3), dtype=np.uint8)
 
@@ -21,7 +22,7 @@ def source(lengths: list[int]) -> Callable[[], Encoded | None]:
     def samples() -> Iterator[Encoded]:
         for n, length in enumerate(lengths):
             ids = np.zeros(length, dtype=np.int32)
-            yield Encoded(Draw(0, n), "s", str(n), ids, ids, NO_TILES)
+            yield Encoded(ref(n), ids, ids, NO_TILES)
 
     iterator = samples()
     return lambda: next(iterator, None)
@@ -39,7 +40,7 @@ def rows(packing: PadPacking | RowPacking | GroupPacking, lengths: list[int]) ->
 @given(lengths=st.lists(st.integers(1, 50), max_size=40), lookahead=st.integers(1, 9))
 def test_every_sample_once_and_no_row_too_long(lengths: list[int], lookahead: int) -> None:
     found = rows(RowPacking(row_tokens=50, lookahead=lookahead), lengths)
-    assert sorted(sample.draw.n for row in found for sample in row) == list(range(len(lengths)))
+    assert sorted(sample.ref.n for row in found for sample in row) == list(range(len(lengths)))
     assert all(sum(sample.num_tokens for sample in row) <= 50 for row in found)
 
 
@@ -48,7 +49,7 @@ def test_every_sample_once_and_no_row_too_long(lengths: list[int], lookahead: in
 def test_no_sample_waits_longer_than_the_lookahead(lengths: list[int]) -> None:
     """The oldest always opens the next row, so at most `lookahead` rows pass by a waiting sample."""
     found = rows(RowPacking(row_tokens=50, lookahead=4), lengths)
-    placed = {sample.draw.n: place for place, row in enumerate(found) for sample in row}
+    placed = {sample.ref.n: place for place, row in enumerate(found) for sample in row}
     for n, place in placed.items():
         later = [other for other, where in placed.items() if other > n and where < place]
         assert len({placed[other] for other in later}) <= 4
@@ -61,7 +62,7 @@ def test_pad_puts_one_sample_in_a_row() -> None:
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 50), max_size=40), lookahead=st.integers(1, 9))
 def test_a_group_lets_every_sample_go_within_its_lookahead(lengths: list[int], lookahead: int) -> None:
-    found = [row[0].draw.n for row in rows(GroupPacking(lookahead=lookahead), lengths)]
+    found = [row[0].ref.n for row in rows(GroupPacking(lookahead=lookahead), lengths)]
     assert sorted(found) == list(range(len(lengths)))
     assert all(n // lookahead == place // lookahead for place, n in enumerate(found))
 

@@ -9,7 +9,7 @@ import pytest
 from data_pipeline.config import SourceConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.source import open_index, split_path
-from models.errors import InputError
+from models.common.errors import InputError
 from tests.support.shards import write_set
 
 

@@ -15,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.config import DataConfig, GroupPacking, PadPacking, RowPacking, SourceConfig
+from data_pipeline.fetch import Fetcher, Result
 from data_pipeline.index_build import build_index
-from data_pipeline.sample import Row
+from data_pipeline.sample import Row, SampleRef
+from data_pipeline.sample_order import SampleOrder
 from data_pipeline.stream import RowStream, merge_states
-from models.errors import InputError
+from models.common.errors import AwayError, InputError
 from tests.support.paths import REPOSITORY
-from tests.support.shards import caption_sample, picture_bytes, write_set, write_tar
-from tests.support.streams import config, open_rank
+from tests.support.shards import caption_sample, image_bytes, write_set, write_tar
+from tests.support.streams import config, keys_left, open_rank
 
 SIZES = [7, 1, 13]
 
@@ -71,6 +73,7 @@ def test_workers_change_nothing(folder: Path, packing: Any, num_workers: int) ->
     assert all_batches(config(folder, packing=packing, num_workers=num_workers), 1) == alone
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     stops=st.lists(st.tuples(st.integers(0, 3), st.sampled_from([1, 2, 4, 8])), min_size=1, max_size=6),
@@ -100,19 +103,20 @@ def test_stopped_anywhere_and_resumed_on_any_number_of_ranks(
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3), num_slots=st.sampled_from([2, 4, 16]))
 def test_fewer_samples_than_slots(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], num_slots: int) -> None:
     path = tmp_path_factory.mktemp("small")
-    write_set(path, sizes, picture=False)
+    write_set(path, sizes, image=False)
     batches = all_batches(config(path), 2, num_slots=num_slots)
     assert sorted(key for batch in batches for row in batch for key in row) == [f"{n:06d}" for n in range(sum(sizes))]
     assert all(len(batch) == num_slots for batch in batches)
 
 
 def test_two_sources_without_weights_are_one_epoch(folder: Path, tmp_path: Path) -> None:
-    write_set(tmp_path / "other", [5], picture=False)
+    write_set(tmp_path / "other", [5], image=False)
     batches = all_batches(config(folder, tmp_path / "other"), 2)
     counts = Counter(key for batch in batches for row in batch for key in row)
     assert sum(counts.values()) == 26
 
 
+@pytest.mark.slow
 def test_weighted_sources_are_as_elastic_and_have_epochs(folder: Path, tmp_path: Path) -> None:
     write_set(tmp_path / "other", [9])
     sources = (SourceConfig(path=str(folder), weight=3), SourceConfig(path=str(tmp_path / "other"), weight=1))
@@ -139,13 +143,13 @@ def broken_set(folder: Path, num_good: int, bad: dict[str, dict[str, bytes]]) ->
 
 
 BAD = {
-    "cut": {"png": picture_bytes()[:200], "txt": b"a"},
-    "mute": {"png": picture_bytes()},
-    "shape": {"png": picture_bytes(), "json": b"[1, 2]"},
-    "empty": {"png": picture_bytes(), "txt": b""},
-    "tagless": {"png": picture_bytes(), "json": b'{"conversations": [{"from": "human", "value": "a"}]}'},
+    "cut": {"png": image_bytes()[:200], "txt": b"a"},
+    "mute": {"png": image_bytes()},
+    "shape": {"png": image_bytes(), "json": b"[1, 2]"},
+    "empty": {"png": image_bytes(), "txt": b""},
+    "tagless": {"png": image_bytes(), "json": b'{"conversations": [{"from": "human", "value": "a"}]}'},
     "latin": {"txt": b"\xff\xfe\xff"},
-    "no-picture": {"png": b"not a picture", "txt": b"a"},
+    "no-image": {"png": b"not an image", "txt": b"a"},
     "pickle": {"pyd": b"cos\nsystem\n(S'touch /tmp/owned'\ntR.", "txt": b"text only"},
 }
 
@@ -193,6 +197,59 @@ def test_too_long_is_skipped_and_counted_or_an_error(folder: Path, tmp_path: Pat
         list(global_batches([open_rank(data.model_copy(update={"too_long": "error"}))]))
 
 
+class Counting(SampleOrder):
+    """Counts how often each draw is resolved."""
+
+    def resolve(self, slot: int, n: int) -> SampleRef:
+        self.counts = getattr(self, "counts", Counter())
+        self.counts[slot, n] += 1
+        return super().resolve(slot, n)
+
+
+class Inline(Fetcher):
+    """Has workers as far as the stream can tell, and encodes when the result is asked for."""
+
+    begun: list[SampleRef]
+
+    def prefetch(self, ref: SampleRef) -> None:
+        self.begun.append(ref)
+
+    def result(self, ref: SampleRef) -> Result:
+        return self._encode(ref)
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=PACKING_NAMES)
+def test_each_draw_is_resolved_once_and_begun_ahead_of_time(folder: Path, packing: Any) -> None:
+    plain = open_rank(config(folder, packing=packing))
+    order = Counting(plain.order.indexes, plain.order.plan, plain.order.identity)
+    fetcher = Inline(plain._fetcher._encode, num_workers=2)
+    fetcher.begun = []
+    stream = RowStream(order, fetcher, slots=plain.slots, packing=packing, epochs=1)
+    assert list(global_batches([stream])) == all_batches(config(folder, packing=packing), 1)
+    assert set(order.counts.values()) == {1}
+    assert len(order.counts) == len(set(fetcher.begun)) == len(fetcher.begun) == 21
+
+
+def test_a_state_as_it_has_always_been_written_is_read(folder: Path) -> None:
+    """Slot 0 has one sample waiting in an open pack; names and keys are those on disk."""
+    data = config(folder, packing=RowPacking(row_tokens=400, lookahead=3))
+    stream = open_rank(data, num_slots=2, epochs=2)
+    slots = {"0": (5, [4]), "1": (4, [])}
+    counts = {"num_bad": 0, "num_too_long": 0, "num_shrunk": 0}
+    state = {
+        "version": 2,
+        "fingerprint": stream.order.identity.fingerprint,
+        "seed": 3,
+        "num_slots": 2,
+        "excluded": [["a.tar", "000000"]],
+        "slots": {name: {"next": n, "open": waiting, **counts} for name, (n, waiting) in slots.items()},
+    }
+    stream.load_state_dict(state)
+    assert json.loads(json.dumps(stream.state_dict())) == state
+    first = stream.next_rows()[0][0]
+    assert (first.ref.slot, first.ref.n) == (0, 4)
+
+
 def test_a_state_of_another_run_is_refused(folder: Path, tmp_path: Path) -> None:
     write_set(tmp_path / "other", [3])
     state = open_rank(config(folder)).state_dict()
@@ -206,28 +263,6 @@ def test_a_state_of_another_run_is_refused(folder: Path, tmp_path: Path) -> None
         open_rank(config(folder)).load_state_dict(state | {"version": 9})
     with pytest.raises(InputError, match="lacks slot 4"):
         open_rank(config(folder), 1, 2).load_state_dict(open_rank(config(folder), 0, 2).state_dict())
-
-
-def test_lengths_and_weights_that_do_not_fit(folder: Path) -> None:
-    with pytest.raises(InputError, match="language model takes 512"):
-        open_rank(config(folder, max_length=600))
-    with pytest.raises(InputError, match="row_tokens"):
-        open_rank(config(folder, packing=RowPacking(row_tokens=100)))
-    sources = (SourceConfig(path=str(folder), weight=3), SourceConfig(path=str(folder)))
-    with pytest.raises(InputError, match="weight"):
-        open_rank(config(folder).model_copy(update={"sources": sources}))
-
-
-def test_a_recipe_spells_it_in_plain_yaml() -> None:
-    loaded = DataConfig.model_validate(
-        {
-            "sources": [{"path": "a", "weight": 2}, {"path": "b", "weight": 0.5}],
-            "template": {"kind": "chatml"},
-            "packing": {"kind": "pack", "row_tokens": 4096},
-            "max_length": 2048,
-        }
-    )
-    assert DataConfig.model_validate_json(loaded.model_dump_json()) == loaded
 
 
 def test_resuming_at_a_million_draws_reads_no_more_than_at_the_start(folder: Path) -> None:
@@ -253,3 +288,29 @@ def test_workers_load_neither_torch_nor_transformers() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert answer.stdout.strip() == "[]"
+
+
+def draw_until_it_raises(stream: RowStream, seen: list[str]) -> None:
+    while not stream.exhausted:
+        seen += [sample.key for row in stream.next_rows() for sample in row]
+
+
+@pytest.mark.parametrize("packing", [PadPacking(), RowPacking(row_tokens=64, lookahead=2)], ids=["pad", "pack"])
+def test_a_set_that_goes_away_costs_no_sample(tmp_path: Path, packing: Any) -> None:
+    """A disk that is unmounted while a run reads from it: the rows of that batch are drawn again when it is back."""
+    folder = tmp_path / "set"
+    write_set(folder, [3] * 9)
+    quarantine, data = tmp_path / "quarantine.jsonl", config(folder, packing=packing, max_length=64)
+    stream, seen = open_rank(data, num_slots=2, quarantine=quarantine), list[str]()
+    seen += [sample.key for row in stream.next_rows() for sample in row]
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(AwayError, match=r"set: No such file or directory, though the set was there"):
+        draw_until_it_raises(stream, seen)
+    stream.take_back()
+    state = stream.state_dict()
+    (tmp_path / "elsewhere").rename(folder)
+    again = open_rank(data, num_slots=2, quarantine=quarantine)
+    again.load_state_dict(state)
+    seen += keys_left(again)
+    assert sorted(seen) == [f"{number:06d}" for number in range(27)]
+    assert not quarantine.exists()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -19,10 +20,11 @@ from data_pipeline.config import (
     TokenizerTemplate,
     VicunaTemplate,
 )
-from data_pipeline.record import RecordError, Turn, caption_turns, check_turns, parse_conversation
+from data_pipeline.own_template import first_token
+from data_pipeline.record import Turn, caption_turns, parse_conversation
 from data_pipeline.templates import build_template, stop_id
 from data_pipeline.tokens import Tokens
-from models.errors import InputError
+from models.common.errors import InputError
 from models.spec import IGNORE_INDEX, IMAGE_TOKEN
 from tests.support.paths import data, needs_data
 from tests.support.shards import tiny_tokenizer
@@ -45,6 +47,15 @@ def vicuna_tokenizer() -> PreTrainedTokenizerFast:
     return with_image(tokenizer)
 
 
+def modern_vicuna_tokenizer() -> PreTrainedTokenizerFast:
+    """The same vocabulary as transformers opens it with `legacy: false`: a space before the whole text only."""
+    backend = Tokenizer.from_file(str(data("tokenizers", "vicuna_fast", "vicuna_tokenizer.json")))
+    backend.normalizer = None  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return with_image(PreTrainedTokenizerFast(tokenizer_object=backend, **names))
+
+
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
     return with_image(AutoTokenizer.from_pretrained(data("tokenizers", "qwen2")))
 
@@ -53,6 +64,26 @@ def llama3_like() -> PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer()
     names = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN, *names]})
+    return tokenizer
+
+
+def talking_tokenizer() -> PreTrainedTokenizerFast:
+    """ChatML as its own template, and no begin token: SmolLM2's kind."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def bare_tokenizer() -> PreTrainedTokenizerFast:
+    """Its own template prints what was said and nothing before it, so an image stands first."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}{% if message['role'] == 'assistant' %}<|im_end|>"
+        "{% endif %}{% endfor %}"
+    )
     return tokenizer
 
 
@@ -85,6 +116,35 @@ def test_equals_llavas_own_preprocessing_row_by_row(version: str, config: Templa
     assert len(rows) > 20
 
 
+@needs_data
+@pytest.mark.parametrize("config", [VicunaTemplate(), PlainTemplate()])
+def test_without_legacy_ids_equal_llavas_tokenization_between_images(config: TemplateConfig) -> None:
+    """LLaVA (mm_utils.tokenizer_image_token) tokenizes each text between images as a text of its own.
+
+    The 203 rows that its code makes of these samples with transformers 4.37.2 and legacy=False were compared once: all
+    ids and labels were equal.
+    """
+    tokenizer = modern_vicuna_tokenizer()
+    tokens = Tokens.of(tokenizer)
+    template = build_template(config, tokens)
+    for sample in json.loads(data("instruct", "llava_format_samples.json").read_text())[:60]:
+        turns = parse_conversation(sample["conversations"])
+        text = "".join(
+            segment.text for segment in build_template(config, Tokens.of(vicuna_tokenizer())).segments(turns)
+        )
+        pieces = text.removeprefix("<s>").split(IMAGE_TOKEN)
+        expected = [tokenizer.bos_token_id]
+        for place, piece in enumerate(pieces):
+            expected += [tokens.image_token_id] * (place > 0)
+            expected += tokenizer(piece, add_special_tokens=False)["input_ids"]
+        ids, labels = tokens.encode_segments(template.segments(turns))
+        assert ids.tolist() == expected
+        assert set(labels[labels != ids].tolist()) <= {IGNORE_INDEX}
+        answers = "".join(turn.text + template.stop for turn in turns if turn.role == "assistant")
+        learnt = tokenizer.decode(labels[labels != IGNORE_INDEX], clean_up_tokenization_spaces=False)
+        assert "".join(learnt.split()) == "".join(answers.split())
+
+
 def messages(turns: tuple[Turn, ...], *, as_list: bool) -> list[dict[str, Any]]:
     """The turns as a person would write them for `apply_chat_template`."""
     found: list[dict[str, Any]] = []
@@ -101,6 +161,8 @@ def messages(turns: tuple[Turn, ...], *, as_list: bool) -> list[dict[str, Any]]:
 def cases() -> list[Any]:
     return [
         pytest.param(VicunaTemplate(), vicuna_tokenizer, marks=needs_data, id="vicuna-sentencepiece"),
+        pytest.param(VicunaTemplate(), modern_vicuna_tokenizer, marks=needs_data, id="vicuna-not-legacy"),
+        pytest.param(PlainTemplate(), modern_vicuna_tokenizer, marks=needs_data, id="plain-not-legacy"),
         pytest.param(VicunaTemplate(), qwen_tokenizer, marks=needs_data, id="vicuna-qwen"),
         pytest.param(ChatmlTemplate(), qwen_tokenizer, marks=needs_data, id="chatml-qwen"),
         pytest.param(ChatmlTemplate(system="It's \\ short."), qwen_tokenizer, marks=needs_data, id="chatml-system"),
@@ -109,12 +171,23 @@ def cases() -> list[Any]:
         pytest.param(ChatmlTemplate(), tiny_tokenizer, id="chatml-bytes"),
         pytest.param(VicunaTemplate(), tiny_tokenizer, id="vicuna-bytes"),
         pytest.param(PlainTemplate(), tiny_tokenizer, id="plain-bytes"),
+        pytest.param(PlainTemplate(), talking_tokenizer, id="plain-opens-as-the-chat"),
+        pytest.param(PlainTemplate(opening="\n"), talking_tokenizer, id="plain-line-feed"),
+        pytest.param(PlainTemplate(opening=""), talking_tokenizer, id="plain-image-first"),
+        pytest.param(PlainTemplate(opening="It's a "), vicuna_tokenizer, marks=needs_data, id="plain-behind-bos"),
+        pytest.param(
+            PlainTemplate(opening="A"), modern_vicuna_tokenizer, marks=needs_data, id="plain-behind-bos-not-legacy"
+        ),
+        pytest.param(TokenizerTemplate(opening="\n"), bare_tokenizer, id="own-bare"),
         pytest.param(Llama3Template(system="Be brief."), llama3_like, id="llama3-bytes"),
     ]
 
 
 @pytest.mark.parametrize("as_list", [True, False], ids=["list", "string"])
-@pytest.mark.parametrize(("config", "make_tokenizer"), cases())
+@pytest.mark.parametrize(
+    ("config", "make_tokenizer"),
+    [*cases(), pytest.param(PlainTemplate(), qwen_tokenizer, marks=needs_data, id="plain-qwen")],
+)
 def test_the_processor_makes_the_prompt_ids_of_training(
     config: TemplateConfig, make_tokenizer: Any, as_list: bool
 ) -> None:
@@ -171,6 +244,65 @@ def test_the_end_token_is_learnt_where_padding_is_the_same_token() -> None:
     assert int(np.count_nonzero(labels == tokenizer.eos_token_id)) == 2
 
 
+def first_ids(config: TemplateConfig, tokenizer: Any) -> list[int]:
+    """The ids before the image."""
+    ids, _ = encode(config, tokenizer, CHAT[:2])
+    return [int(token) for token in ids[: ids.tolist().index(Tokens.of(tokenizer).image_token_id)]]
+
+
+def test_plain_opens_with_what_the_model_knows_to_come_first() -> None:
+    tokenizer = talking_tokenizer()
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert first_ids(PlainTemplate(), tokenizer) == [start]
+    assert first_ids(PlainTemplate(opening="\n"), tokenizer) == tokenizer.encode("\n")
+    assert first_ids(PlainTemplate(opening=""), tokenizer) == []
+    assert first_ids(PlainTemplate(), tiny_tokenizer()) == []  # no chat template says what comes first
+
+
+def test_the_begin_token_is_the_opening_where_a_tokenizer_adds_one() -> None:
+    tokenizer = talking_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.convert_tokens_to_ids("<|endoftext|>"))]
+    )
+    tokenizer.bos_token = "<|endoftext|>"
+    begin = tokenizer.bos_token_id
+    assert first_ids(PlainTemplate(), tokenizer) == [begin]
+    assert first_ids(PlainTemplate(opening="<|im_start|>"), tokenizer) == [begin, begin + 1]
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "opening"),
+    [
+        ("{{ 'User: ' + messages[0]['content'] }}", "U"),  # a vocabulary in which that is a token
+        ("{{ messages[0]['content'] }}", ""),
+        ("{% if messages[0]['role'] == 'user' %}{{ raise_exception('no') }}{% endif %}", ""),
+        ("{% if %}", ""),
+        ("{{ strftime_now('%d %b %Y') }}{{ messages[0]['content'] }}", "0"),
+    ],
+)
+def test_the_opening_is_the_first_token_before_what_a_user_says(chat_template: str, opening: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = chat_template
+    assert first_token(Tokens.of(tokenizer)) == opening
+
+
+def test_what_a_user_says_first_can_be_given_an_opening_in_an_own_template() -> None:
+    tokenizer = bare_tokenizer()
+    assert first_ids(TokenizerTemplate(), tokenizer) == []
+    assert first_ids(TokenizerTemplate(opening="\n"), tokenizer) == tokenizer.encode("\n")
+
+
+def test_an_opening_before_a_begin_token_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.convert_tokens_to_ids("<|endoftext|>"))]
+    )
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.chat_template = "{{ bos_token }}" + (bare_tokenizer().chat_template or "")
+    with pytest.raises(InputError, match=r"data\.template\.opening: .*begins with <\|endoftext\|> itself"):
+        build_template(TokenizerTemplate(opening="\n"), Tokens.of(tokenizer))
+
+
 def test_chatml_has_no_system_turn_unless_given() -> None:
     tokens = Tokens.of(tiny_tokenizer())
     text = "".join(part.text for part in build_template(ChatmlTemplate(), tokens).segments(CHAT))
@@ -195,18 +327,3 @@ def test_segments_encode_as_the_whole_text(make_tokenizer: Any) -> None:
         ids, _ = tokens.encode_segments(segments)
         whole = tokenizer("".join(segment.text for segment in segments), add_special_tokens=False)["input_ids"]
         assert ids.tolist() == whole
-
-
-@pytest.mark.parametrize(
-    ("turns", "pictures", "reason"),
-    [
-        ((Turn("user", "a"),), 0, "alternate"),
-        ((Turn("assistant", "a"), Turn("user", "b")), 0, "alternate"),
-        ((), 0, "alternate"),
-        ((Turn("user", "a"), Turn("assistant", "b")), 1, "1 pictures but 0"),
-        ((Turn("user", IMAGE_TOKEN), Turn("assistant", IMAGE_TOKEN)), 1, "outside"),
-    ],
-)
-def test_conversations_that_cannot_be(turns: tuple[Turn, ...], pictures: int, reason: str) -> None:
-    with pytest.raises(RecordError, match=reason):
-        check_turns(turns, pictures)

@@ -17,15 +17,16 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from data_pipeline.batch import collate
 from data_pipeline.config import ChatmlTemplate
 from data_pipeline.encode import Encoder
-from data_pipeline.images import open_picture
+from data_pipeline.images import open_image
 from data_pipeline.index import ShardIndex
 from data_pipeline.index_build import build_index
 from data_pipeline.mixture import Concatenation
-from data_pipeline.sample import Draw, Encoded
+from data_pipeline.sample import Encoded
+from data_pipeline.sample_order import OrderIdentity, SampleOrder
 from data_pipeline.templates import build_template
 from data_pipeline.tiles import fit_tiles
 from data_pipeline.tokens import Tokens
-from models.errors import InputError
+from models.common.errors import InputError
 from models.spec import AnyResImage, CropImage, ImageSpec, canvas_size, num_image_tokens, unpadded_grid
 from tests.support.paths import data, needs_data
 from tests.support.shards import text_spec, tiny_tokenizer, write_tar
@@ -51,17 +52,17 @@ def spec(size: int = 336, patch: int = 14, squares: tuple[tuple[int, int], ...] 
     return ImageSpec(size=size, patch_size=patch, fit=rule, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-def stock(image: ImageSpec) -> LlavaNextImageProcessorPil:
-    assert isinstance(image.fit, AnyResImage)
+def stock(image_spec: ImageSpec) -> LlavaNextImageProcessorPil:
+    assert isinstance(image_spec.fit, AnyResImage)
     return LlavaNextImageProcessorPil(
-        size={"shortest_edge": image.size},
-        crop_size={"height": image.size, "width": image.size},
-        image_grid_pinpoints=[list(pinpoint) for pinpoint in image.fit.pinpoints],
+        size={"shortest_edge": image_spec.size},
+        crop_size={"height": image_spec.size, "width": image_spec.size},
+        image_grid_pinpoints=[list(pinpoint) for pinpoint in image_spec.fit.pinpoints],
     )
 
 
-def stock_tiles(image: ImageSpec, picture: Image.Image) -> NDArray[np.uint8]:
-    found = stock(image)(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+def stock_tiles(image_spec: ImageSpec, image: Image.Image) -> NDArray[np.uint8]:
+    found = stock(image_spec)(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
     return found.transpose(0, 2, 3, 1)
 
 
@@ -93,30 +94,30 @@ def test_counts_are_the_stock_processors(height: int, width: int) -> None:
 
 def test_counts_of_other_squares_are_the_stock_processors() -> None:
     """An odd number of patches, and pinpoints that are not symmetric: height and width cannot be mixed up unseen."""
-    image = spec(98, 14, ((1, 2), (1, 4), (3, 2), (1, 1)))
+    image_spec = spec(98, 14, ((1, 2), (1, 4), (3, 2), (1, 1)))
     processor = LlavaNextProcessor(
-        stock(image), tiny_tokenizer(), patch_size=14, vision_feature_select_strategy="default",
+        stock(image_spec), tiny_tokenizer(), patch_size=14, vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )  # fmt: skip
     sizes = [(height, width) for height in range(20, 500, 13) for width in range(20, 500, 17)]
     counts = processor._get_num_multimodal_tokens(sizes)["num_image_tokens"]
-    assert [num_image_tokens(image, width, height) for height, width in sizes] == counts
+    assert [num_image_tokens(image_spec, width, height) for height, width in sizes] == counts
 
 
 @settings(deadline=None, max_examples=60)
 @given(height=st.integers(16, 300), width=st.integers(16, 300), squares=st.permutations([*SQUARES, (1, 1)]))
 def test_tiles_are_the_stock_processors(height: int, width: int, squares: list[tuple[int, int]]) -> None:
-    image, picture = spec(28, 7, tuple(squares[:4])), noise(height, width)
-    assert np.array_equal(fit_tiles(picture, image), stock_tiles(image, picture))
+    image_spec, image = spec(28, 7, tuple(squares[:4])), noise(height, width)
+    assert np.array_equal(fit_tiles(image, image_spec), stock_tiles(image_spec, image))
 
 
 @needs_data
 def test_tiles_of_photos_are_the_stock_processors() -> None:
     for path in sorted(data("dali_photos").rglob("*.jp*g"))[:6]:
-        picture = open_picture(path)
-        tiles = fit_tiles(picture, spec())
-        assert np.array_equal(tiles, stock_tiles(spec(), picture))
-        height, width = canvas_size(spec(), picture.width, picture.height)
+        image = open_image(path)
+        tiles = fit_tiles(image, spec())
+        assert np.array_equal(tiles, stock_tiles(spec(), image))
+        height, width = canvas_size(spec(), image.width, image.height)
         assert len(tiles) == 1 + height * width // 336**2
 
 
@@ -131,9 +132,9 @@ def test_the_grid_is_what_unpadding_leaves() -> None:
 
 
 def test_one_square_stays_one_tile() -> None:
-    image = spec().model_copy(update={"fit": CropImage()})
-    assert fit_tiles(noise(40, 60), image).shape == (1, 336, 336, 3)
-    assert num_image_tokens(image, 60, 40) == 576
+    image_spec = spec().model_copy(update={"fit": CropImage()})
+    assert fit_tiles(noise(40, 60), image_spec).shape == (1, 336, 336, 3)
+    assert num_image_tokens(image_spec, 60, 40) == 576
 
 
 def test_what_fits_no_canvas_is_refused() -> None:
@@ -149,30 +150,30 @@ def png(height: int, width: int) -> bytes:
     return stream.getvalue()
 
 
-def test_several_tiles_a_picture_go_through_encoder_and_batch(tmp_path: Path) -> None:
+def test_several_tiles_a_image_go_through_encoder_and_batch(tmp_path: Path) -> None:
     sizes = [(20, 60), (60, 20), (40, 40)]
-    two = {"0.png": png(*sizes[0]), "1.png": png(*sizes[1]), "txt": b"two pictures"}
+    two = {"0.png": png(*sizes[0]), "1.png": png(*sizes[1]), "txt": b"two images"}
     two |= {"json": b'{"prompt": "Both?", "text": "two"}'}
     write_tar(
         tmp_path / "a.tar", [("two", two), ("one", {"png": png(*sizes[2]), "txt": b"one"}), ("no", {"txt": b"x"})]
     )
     build_index(tmp_path)
-    index, tokenizer, image = ShardIndex(tmp_path), tiny_tokenizer(), spec(16, 8)
+    index, tokenizer, image_spec = ShardIndex.open(tmp_path), tiny_tokenizer(), spec(16, 8)
     tokens = Tokens.of(tokenizer)
     encoder = Encoder(
         [index],
-        Concatenation([index.shard_sizes], 0, 1, 1),
         template=build_template(ChatmlTemplate(), tokens),
         tokens=tokens,
-        image=image,
+        image=image_spec,
         max_length=512,
     )
-    samples = [encoder(Draw(0, n)) for n in range(3)]
+    order = SampleOrder([index], Concatenation([index.shard_sizes], 0, 1, 1), OrderIdentity("", 0, 1))
+    samples = [encoder(order.resolve(0, n)) for n in range(3)]
     assert all(isinstance(sample, Encoded) for sample in samples)
     batch = collate([(sample,) for sample in samples if isinstance(sample, Encoded)], text_spec(tokenizer))
-    assert list(batch.picture_sizes) == sizes
-    expected = [fit_tiles(noise(*size), image) for size in sizes]
-    assert np.array_equal(batch.tiles_TSSC.numpy(), np.concatenate(expected))
+    assert list(batch.images.sizes) == sizes
+    expected = [fit_tiles(noise(*size), image_spec) for size in sizes]
+    assert np.array_equal(batch.images.tiles_TSSC.numpy(), np.concatenate(expected))
     assert [len(tiles) for tiles in expected] == [4, 4, 5]
-    num_image = int((batch.input_ids_BL == tokens.image_token_id).sum())
-    assert num_image == sum(num_image_tokens(image, width, height) for height, width in sizes)
+    num_image = int((batch.tokens.input_ids_BL == tokens.image_token_id).sum())
+    assert num_image == sum(num_image_tokens(image_spec, width, height) for height, width in sizes)

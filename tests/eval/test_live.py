@@ -12,7 +12,7 @@ from eval.live import LiveModel
 from eval.predictor import Decoding, Predictor, Query, Turn
 from models.spec import CropImage, ImageSpec, TextSpec
 from models.vlm import VLM
-from tests.support.bundles import IMAGE_SIZE, PATCH_SIZE, make_bundle, picture
+from tests.support.bundles import IMAGE_SIZE, PATCH_SIZE, image, make_bundle
 
 
 class Tower(torch.nn.Module):
@@ -56,9 +56,9 @@ def test_live_answers_and_losses_are_the_bundles(tmp_path: Path, decoding: Decod
     bundle = Predictor.open(make_bundle(tmp_path / "bundle"), device="cpu")
     live = Predictor(LiveModel(vlm_of(bundle)), bundle.processor, device="cpu")
     queries = [
-        Query((picture("circle"),), (Turn("user", "What?"),)),
-        Query((), (Turn("user", "no picture at all"),)),
-        Query((picture("circle"), picture("square")), (Turn("user", "two"),)),
+        Query((image("circle"),), (Turn("user", "What?"),)),
+        Query((), (Turn("user", "no image at all"),)),
+        Query((image("circle"), image("square")), (Turn("user", "two"),)),
     ]
     assert live.answer(queries, decoding) == bundle.answer(queries, decoding)
     answers = ["A red circle", "no", "yes"]

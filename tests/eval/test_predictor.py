@@ -10,22 +10,34 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.images import open_picture, to_rgb
+from data_pipeline.images import open_image, to_rgb
 from eval.predictor import Decoding, Predictor, Query, Turn
-from models.errors import InputError
-from tests.support.bundles import make_bundle, picture
+from models.common.errors import InputError
+from tests.support.bundles import image, make_bundle
 
-LONG = "What is in the picture? How many shapes are there? Which colour is the one on the left?"
+LONG = "What is in the image? How many shapes are there? Which colour is the one on the left?"
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def predictor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+def exact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    """In fp32, where what else is in a batch changes no token; in bf16 it rounds, and near ties fall otherwise."""
     folder = make_bundle(tmp_path_factory.mktemp("bundle"), tied=request.param)
     return Predictor.open(folder, device="cpu")
 
 
+@pytest.fixture(
+    scope="module",
+    params=[(True, torch.float32), (False, torch.float32), (True, torch.bfloat16)],
+    ids=["tied", "untied", "bf16"],
+)
+def predictor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    tied, dtype = request.param
+    folder = make_bundle(tmp_path_factory.mktemp("bundle"), tied=tied, dtype=dtype)
+    return Predictor.open(folder, device="cpu")
+
+
 def ask(text: str, *kinds: str) -> Query:
-    return Query(tuple(picture(kind) for kind in kinds), (Turn("user", text),))
+    return Query(tuple(image(kind) for kind in kinds), (Turn("user", text),))
 
 
 def mixed_queries() -> list[Query]:
@@ -33,15 +45,15 @@ def mixed_queries() -> list[Query]:
     return [
         ask("What?", "circle"),
         ask(LONG, "square"),
-        ask("no picture"),
+        ask("no image"),
         ask("two", "circle", "square"),
-        Query((picture("square", (90, 50)),), chat),
+        Query((image("square", (90, 50)),), chat),
     ]
 
 
 def stock_ids(predictor: Predictor, query: Query, **options: Any) -> list[int]:
     """What transformers' own `generate` writes for a query, alone."""
-    content: list[dict[str, Any]] = [{"type": "image", "image": each} for each in query.pictures]
+    content: list[dict[str, Any]] = [{"type": "image", "image": each} for each in query.images]
     messages = [{"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in query.turns]
     messages[0]["content"] = content + messages[0]["content"]
     inputs = predictor.processor.apply_chat_template(
@@ -56,11 +68,17 @@ def stock_text(predictor: Predictor, ids: list[int]) -> str:
     return str(text).strip()
 
 
-def test_greedy_is_what_transformers_writes(predictor: Predictor) -> None:
+def test_greedy_is_what_transformers_writes(exact: Predictor) -> None:
     queries = mixed_queries()
-    expected = [stock_text(predictor, stock_ids(predictor, query, max_new_tokens=24)) for query in queries]
+    expected = [stock_text(exact, stock_ids(exact, query, max_new_tokens=24)) for query in queries]
     assert len(set(expected)) == len(queries), "the answers must differ for the test to mean anything"
-    assert predictor.answer(queries, Decoding(max_new_tokens=24)) == expected
+    assert exact.answer(queries, Decoding(max_new_tokens=24)) == expected
+
+
+def test_greedy_alone_is_what_transformers_writes(predictor: Predictor) -> None:
+    for query in mixed_queries():
+        expected = stock_text(predictor, stock_ids(predictor, query, max_new_tokens=24))
+        assert predictor.answer([query], Decoding(max_new_tokens=24)) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -72,11 +90,11 @@ def test_greedy_is_what_transformers_writes(predictor: Predictor) -> None:
     ],
     ids=["greedy", "nucleus", "beams"],
 )
-def test_a_batch_is_its_queries_one_by_one(predictor: Predictor, decoding: Decoding) -> None:
+def test_a_batch_is_its_queries_one_by_one(exact: Predictor, decoding: Decoding) -> None:
     queries = mixed_queries()
-    alone = [predictor.answer([query], decoding)[0] for query in queries]
-    assert predictor.answer(queries, decoding) == alone
-    assert predictor.answer(queries, decoding, batch_size=2) == alone
+    alone = [exact.answer([query], decoding)[0] for query in queries]
+    assert exact.answer(queries, decoding) == alone
+    assert exact.answer(queries, decoding, batch_size=2) == alone
 
 
 def test_beams_are_transformers_beams(predictor: Predictor) -> None:
@@ -85,6 +103,7 @@ def test_beams_are_transformers_beams(predictor: Predictor) -> None:
     assert predictor.answer([query], Decoding(max_new_tokens=12, num_beams=3)) == [stock_text(predictor, ids)]
 
 
+@pytest.mark.slow
 def test_a_stream_joined_is_the_answer(predictor: Predictor) -> None:
     for decoding in (Decoding(max_new_tokens=24), Decoding(max_new_tokens=24, temperature=1.0, seed=1)):
         for query in mixed_queries():
@@ -147,12 +166,13 @@ def test_an_end_token_ends_an_answer(predictor: Predictor) -> None:
 
 def test_loss_is_teacher_forced_and_counts_the_end_token(predictor: Predictor) -> None:
     queries, answers = mixed_queries(), ["A red circle", "", "yes", "two shapes, one red and one blue.", "blue"]
+    is_exact = predictor.model.dtype == torch.float32
     together = predictor.loss(queries, answers)
     for query, answer, (loss, count) in zip(queries, answers, together, strict=True):
         alone = predictor.loss([query], [answer])[0]
         assert alone[1] == count
-        assert alone[0] == pytest.approx(loss, rel=1e-5)  # fp32, other padding
-        content: list[dict[str, Any]] = [{"type": "image", "image": each} for each in query.pictures]
+        assert alone[0] == pytest.approx(loss, rel=1e-5 if is_exact else 1e-2)  # other padding
+        content: list[dict[str, Any]] = [{"type": "image", "image": each} for each in query.images]
         messages = [{"role": turn.role, "content": [{"type": "text", "text": turn.text}]} for turn in query.turns]
         messages[0]["content"] = content + messages[0]["content"]
         inputs = predictor.processor.apply_chat_template(
@@ -162,7 +182,7 @@ def test_loss_is_teacher_forced_and_counts_the_end_token(predictor: Predictor) -
         targets = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         assert count == len(targets)
         expected = stepwise_loss(predictor, dict(inputs), targets)
-        assert loss == pytest.approx(expected, rel=1e-4)
+        assert loss == pytest.approx(expected, rel=1e-4 if is_exact else 1e-2)
 
 
 def stepwise_loss(predictor: Predictor, inputs: dict[str, Any], targets: list[int]) -> float:
@@ -199,39 +219,17 @@ def test_a_chat_past_the_models_length_is_refused_and_a_near_one_is_cut(predicto
     assert stream.num_tokens < 300
 
 
-def test_chat_takes_a_path_bytes_or_a_picture(predictor: Predictor, tmp_path: Path) -> None:
-    """With transparency, which a file and a picture in memory must lose in the same way."""
+def test_chat_takes_a_path_bytes_or_a_image(predictor: Predictor, tmp_path: Path) -> None:
+    """With transparency, which a file and an image in memory must lose in the same way."""
     path = tmp_path / "photo.png"
-    seen_through = picture("circle").convert("RGBA")
+    seen_through = image("circle").convert("RGBA")
     seen_through.putalpha(seen_through.convert("L").point(lambda value: 255 - value))
     seen_through.save(path)
     answers = {
         predictor.chat(each, "What?", max_new_tokens=8) for each in (path, str(path), path.read_bytes(), seen_through)
     }
     assert len(answers) == 1
-    assert to_rgb(seen_through).tobytes() == open_picture(path).tobytes() != picture("circle").tobytes()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_new_tokens": 0},
-        {"temperature": -1.0},
-        {"top_p": 0.0},
-        {"num_beams": 0},
-        {"num_beams": 2, "temperature": 1.0},
-        {"stop": ("",)},
-    ],
-)
-def test_meaningless_decoding_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
-        Decoding(**options)
-
-
-@pytest.mark.parametrize("roles", [(), ("assistant",), ("user", "assistant"), ("user", "user", "user")])
-def test_a_chat_that_does_not_alternate_is_refused(roles: tuple[Any, ...]) -> None:
-    with pytest.raises(InputError, match="alternates"):
-        Query((), tuple(Turn(role, "text") for role in roles))
+    assert to_rgb(seen_through).tobytes() == open_image(path).tobytes() != image("circle").tobytes()
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:

@@ -6,16 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from eval.run import main
-from models.errors import run_cli
+from models.common.errors import run_cli
 from tests.support.benchmarks import PROMPT, TinyBenchmark, write
 from tests.support.bundles import make_bundle
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundle"), dtype=request.param)
 
 
 def vqa_arguments(tiny: TinyBenchmark, model: Path, *options: str) -> list[str]:
@@ -45,7 +46,7 @@ def test_suite_measures_all_in_one_process(
         assert len(lines) == result["num_samples"]
         assert len(result["protocol"]) == 16
     assert sorted(path.name for path in out.parent.iterdir()) == sorted(
-        ["out.json", *(f"out.{name}.jsonl" for name in names)]
+        ["out.json", "out.facts.json", *(f"out.{name}.jsonl" for name in names)]
     )
     printed = capsys.readouterr().out
     assert "vqa_shuffled" in printed
@@ -55,8 +56,8 @@ def test_suite_measures_all_in_one_process(
 def test_one_task_twice_gives_the_same_figures(tiny: TinyBenchmark, bundle: Path) -> None:
     def measure(batch_size: str) -> object:
         assert main(vqa_arguments(tiny, bundle, "--batch-size", batch_size, "--normalisation", "evalai")) == 0
-        results = json.loads((tiny.folder / "out.json").read_text())["results"]
-        return [{key: value for key, value in result.items() if key != "seconds"} for result in results]
+        (tiny.folder / "out.json").rename(tiny.folder / f"{batch_size}.json")
+        return json.loads((tiny.folder / f"{batch_size}.json").read_text())
 
     assert measure("1") == measure("3")
 
@@ -73,7 +74,7 @@ def fails(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
     ("options", "message"),
     [
         (["--questions", "nothing.json"], "nothing.json: no such file"),
-        (["--images", "nowhere"], "nowhere: no such folder of pictures"),
+        (["--images", "nowhere"], "nowhere: no such folder of images"),
         (["--captions", "c.json"], "--task vqa: captions: this task has no such option"),
         (["--limit", "0"], "limit: Input should be greater than 0"),
         (["--batch-size", "0"], "--batch-size 0: at least 1 is needed"),
@@ -99,7 +100,7 @@ def test_no_model_and_no_task(tiny: TinyBenchmark, bundle: Path, capsys: pytest.
     ("suite", "message"),
     [
         ([], "a suite is a YAML list of tasks"),
-        ([{"kind": "vqa"}], "task 1: questions: is needed"),
+        ([{"kind": "vqa"}], "task 1: images: is needed; questions: is needed"),
         ([{"kind": "ocr"}], "task 1: task: Input tag 'ocr'"),
         ([3], "task 1: task:"),
     ],

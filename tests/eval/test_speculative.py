@@ -10,18 +10,19 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.record import Turn
 from eval.decoding import Decoding
-from eval.generation import write_tokens
+from eval.generation import write_greedily
+from eval.kv_cache import DynamicKVCache
 from eval.predictor import Predictor
-from eval.prompts import Query, Turn
-from eval.readers import GrowingReader
+from eval.prompts import Query
 from eval.speculate import main as compare
-from eval.speculative import PROBED_STEPS, Speculation, Worth, write_speculatively
-from models.errors import run_cli
+from eval.speculative import PROBED_STEPS, Speculation, SpeculationGate, write_speculatively
+from models.common.errors import run_cli
 from tests.support.backbones import make_clip, make_language, tiny_recipe
-from tests.support.bundles import picture
+from tests.support.bundles import image
 from tests.support.checkpoints import write_finished
-from tools.merge import main as merge
+from tools.export.merge import main as merge
 
 HEADS: dict[str, dict[str, Any]] = {
     "parallel": {"kind": "parallel", "num_tokens": 4},
@@ -54,14 +55,13 @@ def predictor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def inputs_of(predictor: Predictor, number: int) -> dict[str, Any]:
-    shown = (picture("circle", SIZES[number % 3]),) if number % 4 else ()
+    shown = (image("circle", SIZES[number % 3]),) if number % 4 else ()
     query = Query(shown, (Turn("user", f"What is number {number * 37}?"),))
     return predictor.inputs_of(query)
 
 
 def greedy_ids(predictor: Predictor, inputs: dict[str, Any], num_tokens: int) -> list[int]:
-    steps = write_tokens(predictor.model, inputs, Decoding(), GrowingReader(predictor.model))
-    return [ids[0] for ids in islice(steps, num_tokens)]
+    return [ids[0] for ids in write_greedily(predictor.model, inputs, DynamicKVCache(predictor.model), num_tokens)]
 
 
 @pytest.mark.slow
@@ -70,11 +70,12 @@ def test_every_token_is_the_greedy_one(predictor: Predictor) -> None:
     counts = Speculation()
     for number in range(NUM_PROMPTS):
         inputs = inputs_of(predictor, number)
-        guessing = write_speculatively(predictor.model, inputs, counts, Worth(clock=None))
+        guessing = write_speculatively(predictor.model, inputs, counts, SpeculationGate(clock=None))
         assert [ids[0] for ids in islice(guessing, NUM_TOKENS)] == greedy_ids(predictor, inputs, NUM_TOKENS)
     assert len(counts.acceptance) == predictor.model.future.num_drafts
 
 
+@pytest.mark.slow
 def test_guesses_are_kept_up_to_the_first_wrong_one(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses that are right but for planted mistakes: every number of kept ones comes up, and is counted."""
     inputs, chance = inputs_of(predictor, 1), random.Random(0)
@@ -84,8 +85,8 @@ def test_guesses_are_kept_up_to_the_first_wrong_one(predictor: Predictor, monkey
         def __init__(self, model: Any) -> None:
             self.num_certain = 0
 
-        def learn(self, states_LD: Any, following: list[int], pictures: Any = None) -> None:
-            self.num_certain += 1 if pictures is not None else len(following)
+        def learn(self, states_LD: Any, following: list[int], images: Any = None) -> None:
+            self.num_certain += 1 if images is not None else len(following)
             assert truth[: self.num_certain][-1] == following[-1]
 
         def guess(self) -> list[int]:
@@ -94,7 +95,7 @@ def test_guesses_are_kept_up_to_the_first_wrong_one(predictor: Predictor, monkey
 
     monkeypatch.setattr("eval.speculative._Heads", Planted)
     counts = Speculation()
-    steps = write_speculatively(predictor.model, inputs, counts, Worth(clock=None))
+    steps = write_speculatively(predictor.model, inputs, counts, SpeculationGate(clock=None))
     assert [ids[0] for ids in islice(steps, 200)] == truth[:200]
     first, second, third = counts.acceptance
     assert 1 > first > second > third > 0
@@ -103,7 +104,7 @@ def test_guesses_are_kept_up_to_the_first_wrong_one(predictor: Predictor, monkey
 
 
 def test_an_answer_is_the_same_however_it_is_written(predictor: Predictor) -> None:
-    query = Query((picture("square"),), (Turn("user", "What?"),))
+    query = Query((image("square"),), (Turn("user", "What?"),))
     plain = predictor.answer([query], Decoding(max_new_tokens=40, speculate="never"))
     assert predictor.speculation is not None
     before = predictor.speculation.num_forwards
@@ -113,20 +114,20 @@ def test_an_answer_is_the_same_however_it_is_written(predictor: Predictor) -> No
 
 def test_it_goes_on_only_while_a_token_takes_less_time_with_guesses() -> None:
     for guessing_s, pays in ((0.019, True), (0.021, False)):
-        worth = Worth()
-        assert not worth.should_guess(), "the first steps are for comparison"
+        gate = SpeculationGate()
+        assert not gate.should_guess(), "the first steps are for comparison"
         for _ in range(PROBED_STEPS):
-            worth.told(0.010, 1, with_guesses=False)
-        while worth.should_guess() and worth._num_steps < 15:
-            worth.told(guessing_s, 2, with_guesses=True)
-        worth.told(guessing_s, 2, with_guesses=True)
-        assert worth.should_guess() is pays
+            gate.told(0.010, 1, with_guesses=False)
+        while gate.should_guess() and gate._num_steps < 15:
+            gate.told(guessing_s, 2, with_guesses=True)
+        gate.told(guessing_s, 2, with_guesses=True)
+        assert gate.should_guess() is pays
 
 
 def test_the_comparison_is_a_command(predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "images").mkdir()
     for number, size in enumerate(SIZES):
-        picture("square", size).save(tmp_path / "images" / f"{number}.png")
+        image("square", size).save(tmp_path / "images" / f"{number}.png")
     bundle = predictor.model.config._name_or_path
     words = [bundle, "--images", str(tmp_path / "images"), "--max-new-tokens", "6", "--device", "cpu"]
     assert run_cli(compare, [*words, "--out", str(tmp_path / "report.json")]) == 0

@@ -16,7 +16,7 @@ from eval.vqa import (
     normalise_official,
     score,
 )
-from models.errors import InputError
+from models.common.errors import InputError
 from tests.support.paths import data, needs_data
 
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from models.anyres import arrangement, real_tiles, with_newline
-from models.config import LinearProjector
-from models.projectors import build_projector
+from models.projectors.linear import LinearProjector
 from models.spec import AnyResImage, CropImage, ImageSpec, num_image_tokens
 
 SIZE, PATCH, WIDTH = 28, 7, 6
@@ -52,7 +51,7 @@ def test_features_stand_where_llava_next_puts_them(stock: nn.Module) -> None:
 
 
 def test_only_anyres_has_a_newline() -> None:
-    projector = with_newline(build_projector(LinearProjector(), 4, WIDTH), CropImage(), WIDTH)
+    projector = with_newline(LinearProjector().build(4, WIDTH), CropImage(), WIDTH)
     assert not hasattr(projector, "newline")
     projector = with_newline(projector, SPEC.fit, WIDTH)
     assert dict(projector.named_parameters())["newline.weight"].shape == (WIDTH,)

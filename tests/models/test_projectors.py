@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.build import read_facts
-from models.config import MlpProjector, PerceiverProjector, PixelShuffleProjector, QFormerProjector
-from models.errors import InputError
-from models.projectors import build_projector
-from models.projectors.pixel_shuffle import merge_squares
-from models.projectors.qformer import QFormer
-from models.source import read_json
+from models.build import read_metadata
+from models.common.documents import read_json
+from models.common.errors import InputError
+from models.projectors.base import new_projector
+from models.projectors.mlp import MlpProjector
+from models.projectors.perceiver import PerceiverProjector
+from models.projectors.pixel_shuffle import PixelShuffleProjector, merge_squares
+from models.projectors.qformer import QFormer, QFormerProjector
 from models.spec import num_image_tokens
 from tests.support.qformer import NUM_QUERIES, make_text_encoder, qformer_recipe
-from trainer.recipe import Recipe
+from trainer.config.recipe import Recipe
 
 VISION_WIDTH, LANGUAGE_WIDTH = 24, 40
 # fp32; the same sums in another order
@@ -33,7 +34,7 @@ def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(text_encoder: Path, every: int = 1) -> QFormer:
     torch.manual_seed(0)
     config = QFormerProjector(path=str(text_encoder), num_queries=NUM_QUERIES, cross_attention_every=every)
-    qformer = build_projector(config, VISION_WIDTH, LANGUAGE_WIDTH)
+    qformer = new_projector(config, VISION_WIDTH, LANGUAGE_WIDTH)
     assert isinstance(qformer, QFormer)
     for parameter in qformer.parameters():  # far from what would make a difference small
         parameter.data += 0.1 * torch.randn(parameter.shape)
@@ -48,11 +49,11 @@ def texts() -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def test_it_starts_as_the_text_encoder(text_encoder: Path) -> None:
-    """A text without its picture goes through DistilBERT's own layers."""
+    """A text without its image goes through DistilBERT's own layers."""
     from transformers import DistilBertModel
 
     torch.manual_seed(0)
-    qformer = build_projector(QFormerProjector(path=str(text_encoder)), VISION_WIDTH, LANGUAGE_WIDTH)
+    qformer = new_projector(QFormerProjector(path=str(text_encoder)), VISION_WIDTH, LANGUAGE_WIDTH)
     assert isinstance(qformer, QFormer)
     ids, is_text = texts()
     expected = DistilBertModel.from_pretrained(text_encoder).eval()(ids, attention_mask=is_text.long())
@@ -108,8 +109,8 @@ def test_it_sees_and_matches_as_transformers_blip2_does(text_encoder: Path, ever
     peer = as_blip2(qformer, read_json(text_encoder, "config.json"), every)
     features, (ids, is_text) = torch.randn(3, 5, VISION_WIDTH), texts()
     queries = qformer.queries(3)
-    picture = qformer.vision_norm(features)
-    seen = peer(query_embeds=queries, encoder_hidden_states=picture).last_hidden_state
+    image = qformer.vision_norm(features)
+    seen = peer(query_embeds=queries, encoder_hidden_states=image).last_hidden_state
     torch.testing.assert_close(qformer.see(features), seen, **ROUNDING)
     assert qformer.text is not None
     words = qformer.text.words(ids) + qformer.text.positions(torch.arange(7))
@@ -118,13 +119,13 @@ def test_it_sees_and_matches_as_transformers_blip2_does(text_encoder: Path, ever
         query_embeds=torch.cat([queries, words], dim=1),
         query_length=NUM_QUERIES,
         attention_mask=torch.cat([torch.ones(3, NUM_QUERIES), is_text.float()], dim=1),
-        encoder_hidden_states=picture,
+        encoder_hidden_states=image,
     ).last_hidden_state
     torch.testing.assert_close(qformer.match(features, ids, is_text), together[:, :NUM_QUERIES], **ROUNDING)
 
 
 @torch.no_grad()
-def test_a_caption_s_words_see_the_picture_and_what_came_before(text_encoder: Path) -> None:
+def test_a_caption_s_words_see_the_image_and_what_came_before(text_encoder: Path) -> None:
     qformer = build(text_encoder)
     features, (ids, is_text) = torch.randn(3, 5, VISION_WIDTH), texts()
     whole = qformer.caption(features, ids, is_text)
@@ -146,7 +147,7 @@ def test_a_projector_makes_as_many_tokens_as_its_configuration_says(
     config: PerceiverProjector | PixelShuffleProjector,
 ) -> None:
     torch.manual_seed(0)
-    projector = build_projector(config, VISION_WIDTH, LANGUAGE_WIDTH)
+    projector = new_projector(config, VISION_WIDTH, LANGUAGE_WIDTH)
     features = torch.randn(2, 16, VISION_WIDTH)
     tokens = projector(features)
     assert tokens.shape == (2, config.num_tokens(16), LANGUAGE_WIDTH)
@@ -160,7 +161,7 @@ def test_the_perceiver_attends_to_features_and_latents() -> None:
     """Against PyTorch's own multi-head attention, layer by layer; the order of features says nothing."""
     torch.manual_seed(0)
     config = PerceiverProjector(num_queries=3, num_layers=2, num_heads=4)
-    projector = build_projector(config, VISION_WIDTH, LANGUAGE_WIDTH)
+    projector = new_projector(config, VISION_WIDTH, LANGUAGE_WIDTH)
     features = torch.randn(2, 16, VISION_WIDTH)
     latents = projector.queries(2)
     for layer in projector.layers:
@@ -192,11 +193,11 @@ def test_features_that_are_no_grid_are_refused() -> None:
 
 def test_the_data_pipeline_counts_queries_and_reads_with_the_q_former_s_words(tmp_path: Path) -> None:
     model = Recipe.model_validate(qformer_recipe(tmp_path, Path("none"))).model
-    spoken, read = read_facts(model, 64), read_facts(model, 64, "projector")
+    spoken, read = read_metadata(model, 64), read_metadata(model, 64, "projector")
     assert num_image_tokens(spoken.image, 99, 7) == num_image_tokens(read.image, 99, 7) == NUM_QUERIES
     assert read.tokenizer.eos_token == "[SEP]"
     with pytest.raises(InputError, match=r"69 is more than the 68 positions"):
-        read_facts(model, 69, "projector")
+        read_metadata(model, 69, "projector")
     plain = model.model_copy(update={"projector": MlpProjector()})
     with pytest.raises(InputError, match="mlp reads no text"):
-        read_facts(plain, 64, "projector")
+        read_metadata(plain, 64, "projector")

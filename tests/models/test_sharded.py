@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.errors import InputError
-from models.sharded import INDEX, ShardedWriter, TensorFiles, read_tensors
+from models.common.errors import InputError
+from models.common.sharded import INDEX, ShardedWriter, TensorFiles, read_tensors
+from tests.support.damage import TENSORS as DAMAGE
 
 TENSORS = {
     "a.weight": torch.arange(600, dtype=torch.float32).view(20, 30),
@@ -52,7 +53,7 @@ def test_what_is_written_the_library_reads_and_so_do_we(tmp_path: Path, max_byte
 
 def test_what_the_library_writes_we_read(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "model.safetensors")
-    files = TensorFiles(tmp_path)
+    files = TensorFiles.open(tmp_path)
     assert all(torch.equal(files.read(name), value) for name, value in TENSORS.items())
     with pytest.raises(InputError, match=r"no tensor h\.weight"):
         files.read("h.weight")
@@ -65,27 +66,27 @@ def test_a_model_directory_of_transformers_is_read_as_transformers_does(tmp_path
     model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape))
     model.save_pretrained(tmp_path, max_shard_size="4KB")
     assert (tmp_path / INDEX).is_file()
-    files = TensorFiles(tmp_path)
+    files = TensorFiles.open(tmp_path)
     assert set(files) == set(model.state_dict())
     assert all(torch.equal(files.read(name), value) for name, value in model.state_dict().items())
 
 
 def test_a_missing_or_truncated_or_foreign_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pickles are never opened"):
-        TensorFiles(tmp_path)
+        TensorFiles.open(tmp_path)
     write(tmp_path, 3000)
     last = sorted(tmp_path.glob("*.safetensors"))[-1]
     content = last.read_bytes()
     for size in (4, 40, len(content) - 1):
         last.write_bytes(content[:size])
         with pytest.raises(InputError, match=f"{last.name}: "):
-            TensorFiles(tmp_path)
+            TensorFiles.open(tmp_path)
     last.write_bytes((10).to_bytes(8, "little") + b"no json at all")
     with pytest.raises(InputError, match=f"{last.name}: no safetensors file"):
-        TensorFiles(tmp_path)
+        TensorFiles.open(tmp_path)
     last.unlink()
     with pytest.raises(InputError, match=f"{last.name}: missing"):
-        TensorFiles(tmp_path)
+        TensorFiles.open(tmp_path)
 
 
 def test_writing_holds_no_more_than_a_tensor(tmp_path: Path) -> None:
@@ -100,3 +101,21 @@ def test_writing_holds_no_more_than_a_tensor(tmp_path: Path) -> None:
     assert [int(value[-1]) for _, value in read_tensors(tmp_path)] == list(range(64))
     grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kb < 100_000
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_header_is_one_line_with_the_file(tmp_path: Path, damage: str) -> None:
+    save_file({"a": torch.ones(2, 4), "b": torch.zeros(3)}, tmp_path / "model.safetensors")
+    DAMAGE[damage](tmp_path / "model.safetensors")
+    with pytest.raises(InputError) as caught:
+        TensorFiles.open(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'model.safetensors'}: ")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("weight_map", [{"a": "../x.safetensors"}, {"a": "/x.safetensors"}, {"a": 3}, [], "x", None])
+def test_an_index_names_files_right_there(tmp_path: Path, weight_map: object) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InputError, match=f"^{tmp_path / INDEX}: weight_map"):
+        TensorFiles.open(tmp_path)

@@ -1,4 +1,4 @@
-"""The joined model: packed rows equal separate ones, and pictures and their tokens must agree in number."""
+"""The joined model: packed rows equal separate ones, and images and their tokens must agree in number."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.build import build_vlm, read_facts
-from models.errors import InputError
-from models.source import directory_of, read_json
+from models.build import build_vlm, read_metadata
+from models.common.documents import read_json
+from models.common.errors import InputError
+from models.common.source import directory_of
 from models.vlm import VLM
 from tests.support.backbones import NUM_IMAGE_TOKENS, tiny_recipe
-from trainer.recipe import Recipe
+from trainer.config.recipe import Recipe
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
@@ -23,11 +24,11 @@ def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     make_clip(folder / "vision")
     make_language(folder / "language", request.param)
     recipe = Recipe.model_validate(tiny_recipe(folder, Path("none")))
-    return build_vlm(recipe.model, read_facts(recipe.model, 128), frozen_dtype=torch.float32, seed=0).eval()
+    return build_vlm(recipe.model, read_metadata(recipe.model, 128), frozen_dtype=torch.float32, seed=0).eval()
 
 
-def row(vlm: VLM, words: list[int], picture: bool) -> torch.Tensor:
-    return torch.tensor([vlm.image_token_id] * (NUM_IMAGE_TOKENS if picture else 0) + words)
+def row(vlm: VLM, words: list[int], image: bool) -> torch.Tensor:
+    return torch.tensor([vlm.image_token_id] * (NUM_IMAGE_TOKENS if image else 0) + words)
 
 
 def tiles(seed: int, num: int = 1) -> torch.Tensor:
@@ -59,7 +60,7 @@ def test_padding_on_the_right_changes_nothing(vlm: VLM) -> None:
     torch.testing.assert_close(padded[: len(ids)], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_without_a_picture_still_reaches_the_projector(vlm: VLM) -> None:
+def test_a_row_without_a_image_still_reaches_the_projector(vlm: VLM) -> None:
     """Every rank must take part in the projector's collectives; the text's own result must not change."""
     vlm.projector.requires_grad_(True)
     ids = row(vlm, [5, 6, 7], False)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.mini_slurm import MiniSlurm, why_no_slurm
 from tests.support.paths import REPOSITORY
+from tests.support.patience import GUARD_S
 
 FOLDERS = ("trainer", "models", "data_pipeline", "eval", "tools", "ds_configs", "slurm", "recipes")
 
@@ -39,7 +40,7 @@ class Checkout:
         """What a line typed on the login node prints."""
         done = subprocess.run(
             ["bash", "-c", f"source slurm/site.env && {line}"],
-            cwd=self.folder, env=self.cluster.environment, capture_output=True, text=True, timeout=200, check=False,
+            cwd=self.folder, env=self.cluster.environment, capture_output=True, text=True, timeout=GUARD_S, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -51,7 +52,8 @@ class Checkout:
     def log(self, job: str) -> str:
         """What the job itself has said so far."""
         (file,) = (self.folder / "slurm" / "logs").glob(f"*-{job}.out")
-        return file.read_text()
+        # Several tasks write it at once, and a progress bar's characters have several bytes.
+        return file.read_text(encoding="utf-8", errors="replace")
 
 
 def copy_checkout(folder: Path) -> Path:
@@ -59,6 +61,7 @@ def copy_checkout(folder: Path) -> Path:
     for name in FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__", "site.env", "*.out", "job-*")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
+    shutil.copyfile(REPOSITORY / "sightline_packages.py", folder / "sightline_packages.py")
     (folder / "slurm" / "site.env").write_text(SITE.format(venv=Path(sys.executable).parents[1]))
     return folder
 

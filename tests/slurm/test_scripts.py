@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from models.common.exit_codes import ExitCode
 from tests.slurm.conftest import copy_checkout
 from tests.support.paths import REPOSITORY
-from tools import snapshot
+from tools.inspect import snapshot
 
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
 OBVIOUS = {
@@ -45,6 +46,16 @@ def test_it_parses_and_every_option_is_explained(script: Path) -> None:
             assert before.startswith("# "), f"{script.name}: --{option[1]} without a comment above it"
         if option is None or not before.startswith("# "):
             before = line
+
+
+def test_the_scripts_and_the_trainer_mean_the_same_by_an_exit_code() -> None:
+    script = (REPOSITORY / "slurm" / "exit_codes.sh").read_text()
+    numbers = {name: int(number) for name, number in re.findall(r"^EXIT_([A-Z_]+)=(\d+)", script, re.MULTILINE)}
+    assert numbers == {code.name: code.value for code in ExitCode if code != ExitCode.KEYBOARD}
+    for name in ("launch.sh", "requeue.sh"):
+        text = (REPOSITORY / "slurm" / name).read_text()
+        assert set(re.findall(r"\bEXIT_([A-Z_]+)", text)) <= numbers.keys()
+        assert not re.search(r"\b(75|76|77)\b", text)
 
 
 class Login:
@@ -94,6 +105,7 @@ def login(tmp_path: Path) -> Login:
     return Login(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "stage"), [("stage1.sh", "align"), ("stage2.sh", "lora")])
 def test_one_task_a_gpu_from_a_copy_of_the_code(login: Login, script: str, stage: str) -> None:
     run = login.checkout / "runs" / "x"
@@ -106,11 +118,13 @@ def test_one_task_a_gpu_from_a_copy_of_the_code(login: Login, script: str, stage
     assert json.loads((job / "job.json").read_text())["overrides"] == [f"run={run}", "seed=3"]
 
 
+@pytest.mark.slow
 def test_the_quickstarts_recipe_is_the_default(login: Login) -> None:
     login.run("slurm/stage1.sh")
     assert (login.checkout / "runs" / "quickstart" / "jobs" / "41" / "recipe.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_a_recipe_that_cannot_be_started_stops_in_a_line(login: Login) -> None:
     done = login.run("slurm/stage1.sh", "recipes/llava15_tiny.yaml", "--stage", "none")
     assert done.returncode == 2
@@ -122,7 +136,8 @@ def test_containers_are_a_choice_of_the_site(login: Login) -> None:
     login.site("SIGHTLINE_SRUN=(--container-image=/i.sqsh) SIGHTLINE_WRAP=(apptainer exec --nv s.sif)")
     login.run("slurm/eval.sh", "runs/bundle", "--out", "x y.json")
     expected = "--container-image=/i.sqsh apptainer exec --nv s.sif python -m eval.run runs/bundle --out x y.json"
-    assert login.started() == f"--nodes=1 --ntasks=1 {expected}"
+    workers = "--nodes=2 --ntasks-per-node=4 --cpus-per-task=16 --kill-on-bad-exit=1"
+    assert login.started() == f"{workers} {expected}"
     login.shim("srun", f"echo {login.checkout}/runs/x/jobs/41; cp -r {_copied(login)} {login.checkout}/runs/x/jobs/41")
     login.run("slurm/stage1.sh", "recipes/llava15_tiny.yaml", f"run={login.checkout}/runs/x")
     assert re.search(
@@ -142,14 +157,20 @@ def test_parts_become_shards_by_a_job_array(login: Login) -> None:
     array = {"SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_ID": "1", "SLURM_CPUS_PER_TASK": "8"}
     words = ("slurm/shards.sh", "out", "*.json", "--llava", "{}", "--images", "photos")
     login.run(*words, **array)
-    assert login.started().endswith("tools.shards make out/part-0001 --llava b.json --images photos --jobs 8 --quiet")
-    (login.checkout / "out" / "part-0001").mkdir()
-    assert "there already" in login.run(*words, **array).stdout
+    told = "tools.shards make out --llava b.json --images photos --part 1/3 --whole --jobs 8 --quiet"
+    assert login.started().endswith(told)
+    login.run("slurm/shards.sh", "out", "--llava", "all.json", "--images", "photos", **array)
+    told = "tools.shards make out --llava all.json --images photos --part 1/3 --jobs 8 --quiet"
+    assert login.started().endswith(told)
+    apart = login.run(*words, **{**array, "SLURM_ARRAY_TASK_MAX": "5"})
+    assert apart.returncode == 2
+    assert "all tasks from 0 on" in apart.stderr
     wrong = login.run(*words, **{**array, "SLURM_ARRAY_TASK_COUNT": "2"})
     assert wrong.returncode == 2
     assert "--array=0-2" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_recipe_with_a_fault_queues_nothing(login: Login) -> None:
     login.shim("sbatch", "echo 1")
     done = login.run("slurm/chain.sh", "recipes/llava15_tiny.yaml", "stages.align.batch.micro_rows=0")

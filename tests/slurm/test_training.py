@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shlex
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,9 @@ import sightline
 from tests.slurm.conftest import Checkout
 from tests.support.mini_slurm import MiniSlurm, wait_until
 from tools import audit
-from trainer.checkpoint import CheckpointReader
-from trainer.weights import finished_checkpoint
+from trainer.checkpoint.initial_weights import finished_checkpoint
+from trainer.checkpoint.reader import CheckpointReader
+from trainer.ledger import blocks
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -55,7 +55,7 @@ def chain(checkout: Checkout) -> Path:
     assert checkout.cluster.job(jobs[3])["Dependency"].startswith(f"afterok:{jobs[2]}")
     _stop_once(checkout, jobs[1])
     for job in jobs:
-        found = checkout.cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", timeout_s=150)
+        found = checkout.cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED")
         assert found["JobState"] == "COMPLETED", checkout.log(job)
     return checkout.folder / "runs" / "quickstart"
 
@@ -63,8 +63,8 @@ def chain(checkout: Checkout) -> Path:
 def _stop_once(checkout: Checkout, lora: str) -> None:
     """The second stage, under deepspeed's launcher, is told that its time is up; what waits for it goes on waiting."""
     cluster, run = checkout.cluster, checkout.folder / "runs" / "quickstart"
-    cluster.wait_for(lora, "RUNNING", timeout_s=150)
-    wait_until("the second stage trains", lambda: num_lines(run / "lora") > 1, 120)
+    cluster.wait_for(lora, "RUNNING")
+    wait_until("the second stage trains", lambda: num_lines(run / "lora") > 1)
     cluster.ask("scancel", "--signal=USR1", lora)
     cluster.start_now(lora, restarts=1)
     assert "ranks ended with 75; queues itself again" in checkout.log(lora)
@@ -72,7 +72,7 @@ def _stop_once(checkout: Checkout, lora: str) -> None:
 
 def num_lines(stage: Path) -> int:
     """Global batches in the first rank's ledger, over all starts."""
-    return sum(file.read_bytes().count(b"\n") for file in stage.glob("ledger/attempt_*/rank_00000.jsonl"))
+    return sum(blocks.num_lines(file) for file in stage.glob("ledger/attempt_*/rank_00000.*"))
 
 
 def test_the_chain_ends_in_a_bundle_that_answers(chain: Path, cluster: MiniSlurm) -> None:
@@ -80,13 +80,13 @@ def test_the_chain_ends_in_a_bundle_that_answers(chain: Path, cluster: MiniSlurm
     assert finished_checkpoint(chain, "lora") is not None
     scores = json.loads((chain / "eval" / "bundle.json").read_text())
     assert "vqa" in json.dumps(scores)
-    picture = next((chain / "world" / "held_out" / "images").iterdir())
-    assert isinstance(sightline.load(chain / "bundle").chat(picture, "What is at the top left?"), str)
+    image = next((chain / "world" / "held_out" / "images").iterdir())
+    assert isinstance(sightline.load(chain / "bundle").chat(image, "What is at the top left?"), str)
     for rank, node in enumerate(("node1", "node2")):
         for stage in ("align", "lora"):
             log = (chain / stage / "logs" / f"rank_{rank:05d}.log").read_text()
             assert f"rank {rank} on {node}" in log
-    wait_until("no process is left", lambda: not any(cluster.processes().values()), 300)
+    wait_until("no process is left", lambda: not any(cluster.processes().values()))
 
 
 def test_what_a_job_ran_is_kept_with_the_run(chain: Path) -> None:
@@ -115,7 +115,7 @@ class Run:
     def train(self, steps: int = 3) -> list[str]:
         """Wait until this start has trained so many steps; the job's nodes."""
         goal = self.steps() + steps
-        wait_until(f"step {goal}", lambda: self.steps() >= goal, 90, 0.005)
+        wait_until(f"step {goal}", lambda: self.steps() >= goal, every_s=0.005)
         return self._cluster.ask("scontrol", "show", "hostnames", self._cluster.job(self.job)["NodeList"]).split()
 
     def is_saving(self) -> bool:
@@ -138,13 +138,13 @@ def test_a_run_comes_to_its_end_through_everything(
     cluster.wait_for_nodes("idle", *cluster.nodes)
     _another_job_to_the_end(run, cluster)
 
-    undisturbed, disturbed = (CheckpointReader(_finished(directory)) for directory in (chain, run.directory))
+    undisturbed, disturbed = (CheckpointReader.open(_finished(directory)) for directory in (chain, run.directory))
     assert disturbed.names() == undisturbed.names()
     for name in undisturbed.names():
         assert torch.equal(disturbed.weight(name), undisturbed.weight(name)), name
     assert audit.main([str(run.directory)]) == 0, capsys.readouterr().out
     assert not (run.directory / "lock.json").exists()
-    wait_until("no process is left", lambda: not any(cluster.processes().values()), 300)
+    wait_until("no process is left", lambda: not any(cluster.processes().values()))
 
 
 def test_started_again_with_another_number_of_nodes_it_goes_on(
@@ -156,8 +156,8 @@ def test_started_again_with_another_number_of_nodes_it_goes_on(
     cluster.ask("scancel", run.job)
     cluster.wait_for(run.job, "CANCELLED")
     run.submit(nodes=1)
-    cluster.wait_for(run.job, "COMPLETED", timeout_s=150)
-    undisturbed, elastic = (CheckpointReader(_finished(directory)) for directory in (chain, run.directory))
+    cluster.wait_for(run.job, "COMPLETED")
+    undisturbed, elastic = (CheckpointReader.open(_finished(directory)) for directory in (chain, run.directory))
     for name in undisturbed.names():
         torch.testing.assert_close(elastic.weight(name), undisturbed.weight(name), rtol=1e-2, atol=1e-3)
     assert audit.main([str(run.directory)]) == 0
@@ -172,7 +172,7 @@ def _one_job_until_it_is_cancelled(run: Run, checkout: Checkout, cluster: MiniSl
     cluster.stop_controller()
     with _no_byte_free(volume):
         run_on = run.steps() + 3
-        wait_until("training goes on", lambda: run.steps() >= run_on, 90)
+        wait_until("training goes on", lambda: run.steps() >= run_on)
     cluster.start_slurmd("node2")
     cluster.start_controller()
     run.train(1)
@@ -199,14 +199,14 @@ def _one_job_until_it_is_cancelled(run: Run, checkout: Checkout, cluster: MiniSl
     run.train()
     cluster.ask("scancel", run.job)
     cluster.wait_for(run.job, "CANCELLED")
-    wait_until("the job says why it ends", lambda: "Slurm has ended the job" in run.log, 90)
+    wait_until("the job says why it ends", lambda: "Slurm has ended the job" in run.log)
     cluster.boot(left[1])
 
 
 def _another_job_to_the_end(run: Run, cluster: MiniSlurm) -> None:
     run.submit()
     first, _ = run.train()
-    wait_until("a checkpoint is being written", run.is_saving, 60, 0.0005)
+    wait_until("a checkpoint is being written", run.is_saving, every_s=0.0005)
     cluster.nodes[first].power_off()
     cluster.declare_down(first)
     cluster.start_now(run.job, restarts=1)
@@ -219,18 +219,16 @@ def _another_job_to_the_end(run: Run, cluster: MiniSlurm) -> None:
     run.train()
     assert cluster.nodes[cut_off].processes(), "the node that was cut off has not gone on by itself"
     first_log = run.stage / "logs" / "rank_00000.log"
-    wait_until("the old rank stops", lambda: "another start has taken this run over" in first_log.read_text(), 90)
+    wait_until("the old rank stops", lambda: "another start has taken this run over" in first_log.read_text())
     cluster.nodes[cut_off].link("up")
     cluster.kill_slurmd(cut_off)  # at its start it hears at once which jobs it should not have any more
     cluster.start_slurmd(cut_off)
 
-    assert cluster.wait_for(run.job, "COMPLETED", "FAILED", timeout_s=120)["JobState"] == "COMPLETED", run.log
-    started_s = time.monotonic()
+    assert cluster.wait_for(run.job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", run.log
     cluster.ask("scontrol", "requeue", run.job)
     cluster.start_now(run.job, restarts=3)
     cluster.wait_for(run.job, "COMPLETED")
     assert "finished already" in run.log
-    assert time.monotonic() - started_s < 90  # it does not even load torch
 
 
 @contextmanager

@@ -36,15 +36,41 @@ def make_clip(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def make_language(folder: Path, kind: str = "llama", *, tied: bool = False, seed: int = 0) -> Path:
-    """A random causal language model of two layers with a byte-level tokenizer that has ChatML's tokens."""
+def make_siglip(folder: Path, *, seed: int = 0) -> Path:
+    """A random SigLIP tower, with its preprocessor configuration."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    torch.manual_seed(seed)
+    config = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+    )
+    model = SiglipVisionModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # far from its start, where all pictures look alike
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
+    return folder
+
+
+def make_language(folder: Path, kind: str = "llama", *, tied: bool = False, seed: int = 0, width: int = 32) -> Path:
+    """A random causal language model of two layers with a byte-level tokenizer that has ChatML's tokens.
+
+    All of its linear layers fit into NF4 at a `width` of 64, only the last of each layer at 32.
+    """
     import transformers
 
     tokenizer = make_tokenizer()
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -57,12 +83,19 @@ def make_language(folder: Path, kind: str = "llama", *, tied: bool = False, seed
     }
     names = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
     if kind == "qwen3":
-        shape["head_dim"] = 8
+        shape["head_dim"] = width // 4
     torch.manual_seed(seed)
     config = getattr(transformers, f"{names[kind]}Config")(**shape)
     getattr(transformers, f"{names[kind]}ForCausalLM")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def hold_in_bf16(folder: Path) -> None:
+    """Write the language model in `folder` again, in bf16: a base of another dtype than its tower."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
 
 
 def make_tokenizer() -> Any:

@@ -1,4 +1,4 @@
-"""A tiny benchmark on disk: three pictures, four questions with ten answers each, captions."""
+"""A tiny benchmark on disk: three images, four questions with ten answers each, captions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPT = "Describe it."
 
 @dataclass(frozen=True)
 class TinyBenchmark:
-    """Paths of the files, whose pictures are one plain colour each."""
+    """Paths of the files, whose images are one plain colour each."""
 
     folder: Path
     images: Path
@@ -59,6 +59,16 @@ def make_benchmark(folder: Path) -> TinyBenchmark:
     return tiny
 
 
+def repeat_questions(tiny: TinyBenchmark, times: int) -> None:
+    """Have the benchmark ask each question many times."""
+    for path, key in ((tiny.questions, "questions"), (tiny.annotations, "annotations")):
+        entries = json.loads(path.read_text())[key]
+        many = [
+            {**entry, "question_id": 4 * time + place} for time in range(times) for place, entry in enumerate(entries)
+        ]
+        write(path, {key: many})
+
+
 def write(path: Path, value: Any) -> Path:
     """Write a value as JSON."""
     path.write_text(json.dumps(value))
@@ -97,4 +107,4 @@ class Seer:
 
 def colour_of(query: Any) -> str:
     pixels = {(255, 0, 0): "red", (0, 255, 0): "lime", (0, 0, 255): "blue"}
-    return pixels[query.pictures[0].getpixel((8, 8))]
+    return pixels[query.images[0].getpixel((8, 8))]

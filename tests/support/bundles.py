@@ -1,6 +1,6 @@
 """Tiny random bundles for tests: the directory layout of a real one, made of stock transformers classes alone.
 
-Random weights write nonsense, but deterministic nonsense that depends on the picture, which is what equivalence tests
+Random weights write nonsense, but deterministic nonsense that depends on the image, which is what equivalence tests
 need. Nothing here imports the code that makes real bundles, so that readers of bundles are tested apart from it.
 """
 
@@ -38,12 +38,18 @@ IMAGE_SIZE, PATCH_SIZE = 48, 12
 
 
 def make_bundle(
-    folder: Path, *, tied: bool = True, manifest: bool = True, seed: int = 0, num_positions: int = 512
+    folder: Path,
+    *,
+    tied: bool = True,
+    manifest: bool = True,
+    seed: int = 0,
+    num_positions: int = 512,
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a random Llava bundle (16 tokens a picture) into `folder`, with its sightline.json unless refused."""
-    processor = _processor()
+    """Write a random Llava bundle (16 tokens an image) into `folder`, with its sightline.json unless refused."""
+    processor = make_processor()
     model = _model(processor.tokenizer, tied=tied, seed=seed, num_positions=num_positions)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     processor.save_pretrained(folder)
     if manifest:
         write_manifest(folder)
@@ -75,8 +81,8 @@ def write_manifest(folder: Path) -> None:
     (folder / "sightline.json").write_text(json.dumps(manifest, indent=2))
 
 
-def picture(kind: str = "circle", size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """A drawn picture: a red circle or a blue square on white, so that two pictures differ plainly."""
+def image(kind: str = "circle", size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """A drawn image: a red circle or a blue square on white, so that two images differ plainly."""
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
     box = (size[0] // 5, size[1] // 5, size[0] * 4 // 5, size[1] * 4 // 5)
@@ -87,7 +93,8 @@ def picture(kind: str = "circle", size: tuple[int, int] = (64, 64)) -> Image.Ima
     return image
 
 
-def _processor() -> Any:
+def make_processor() -> Any:
+    """LLaVA's, over a byte-level tokenizer with ChatML's frame."""
     from transformers import LlavaProcessor, PreTrainedTokenizerFast
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -149,7 +156,7 @@ def _model(tokenizer: Any, *, tied: bool, seed: int, num_positions: int) -> Any:
         num_key_value_heads=2,
         max_position_embeddings=num_positions,
         tie_word_embeddings=tied,
-        initializer_range=0.3,  # wide, so that random answers depend on the picture
+        initializer_range=0.3,  # wide, so that random answers depend on the image
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,

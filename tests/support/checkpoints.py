@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.build import build_vlm, read_facts
-from models.files import write_json
-from trainer.checkpoint import Fragment, name_of
-from trainer.ranks import Ranks
-from trainer.recipe import Recipe
-from trainer.saving import Saver
-from trainer.tuning import apply_plan
-from trainer.weights import base_digests
+from models.build import build_vlm, read_metadata
+from models.common.files import write_json
+from trainer.checkpoint.format import Fragment, name_of
+from trainer.checkpoint.initial_weights import base_digests
+from trainer.checkpoint.manager import CheckpointManager
+from trainer.config.recipe import Recipe
+from trainer.distributed.context import DistributedContext
+from trainer.engine.tuning import apply_plan
 
 
 def write_checkpoint(
-    root: Path, step: int, *, fragments: Iterable[Fragment], given: dict[str, Tensor], state: dict[str, Any]
+    root: Path, step: int, *, fragments: Iterable[Fragment], inherited: dict[str, Tensor], state: dict[str, Any]
 ) -> Path:
     """A checkpoint as one rank that holds everything writes it; OSError where it could not be written."""
-    saver = Saver(root, Ranks(), keep=1000, token="test")
-    saver.begin(step, fragments=fragments, given=given, state=state)
+    saver = CheckpointManager(root, DistributedContext(), keep=1000, token="test")
+    saver.begin(step, fragments=fragments, inherited=inherited, state=state)
     fault = saver.finish()
     saver.close()  # what it removes beside the loop would take the next one's files for left-overs
     if fault:
@@ -33,11 +33,14 @@ def write_checkpoint(
     return root / name_of(step)
 
 
-def write_finished(recipe: dict[str, Any], stage: str) -> Path:
-    """A finished stage whose projector and adapters are random, far from their start; its run directory."""
+def write_finished(recipe: dict[str, Any], stage: str, inherited: dict[str, Tensor] | None = None) -> Path:
+    """A finished stage whose projector and adapters are random, far from their start; its run directory.
+
+    `inherited` are weights that an earlier stage has trained.
+    """
     checked = Recipe.model_validate_json(json.dumps(recipe))
     config = checked.stage(stage)
-    facts = read_facts(checked.model, config.data.max_length)
+    facts = read_metadata(checked.model, config.data.max_length)
     vlm = build_vlm(checked.model, facts, frozen_dtype=torch.float32, seed=0)
     groups = apply_plan(vlm, config.tune, seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -52,7 +55,9 @@ def write_finished(recipe: dict[str, Any], stage: str) -> Path:
         "config": json.loads(config.model_dump_json()),
         "consumed": {"steps": 1, "samples": 1, "tokens": 1, "draws": 1, "batches": 1},
     }
-    written = write_checkpoint(directory / "checkpoints", 1, fragments=fragments, given={}, state=state)
+    written = write_checkpoint(
+        directory / "checkpoints", 1, fragments=fragments, inherited=inherited or {}, state=state
+    )
     write_json(directory / "finished.json", {"checkpoint": written.name, "samples": 1})
     write_json(Path(checked.run) / "recipe.json", json.loads(checked.model_dump_json()))
     return Path(checked.run)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trainer.ranks import Ranks
+from trainer.distributed.context import DistributedContext
 
 PROMPT = (5, 9, 2, 7, 30, 31, 3, 8)
 
@@ -28,7 +28,7 @@ class Case:
         return f"z{self.stage}_{self.precision}_{self.tuning}{'_excluded' if self.exclude_frozen else ''}"
 
 
-def write_checkpoints(ranks: Ranks, base: str, root: str, cases: list[Case]) -> None:
+def write_checkpoints(ranks: DistributedContext, base: str, root: str, cases: list[Case]) -> None:
     """Train every case one step on these ranks and save it under `root`; rank 0 notes the logits of `PROMPT`."""
     import deepspeed
 

@@ -10,12 +10,13 @@ from eval.predictor import Decoding, Predictor, Query, Turn
 from eval.tasks import make_task
 from eval.tasks.config import VqaConfig
 from models.bundle import verify
-from models.errors import run_cli
+from models.common.errors import run_cli
+from tests.support.arrivals import CACHES, answer_in_company
 from tests.support.benchmarks import make_benchmark
-from tests.support.bundles import picture
+from tests.support.bundles import image
 from tests.support.ranks import run_on_ranks
 from tests.support.training import losses, same_weights, train_all, vary
-from tools.merge import main as merge
+from tools.export.merge import main as merge
 
 SIZES = ((64, 64), (90, 40), (40, 110))
 
@@ -42,14 +43,16 @@ def merge_and_open(recipe: dict[str, Any], out: Path) -> Predictor:
 
 
 def answer_and_score(predictor: Predictor, folder: Path) -> list[str]:
-    """Answers about pictures of several proportions, equal alone and in a batch; then a benchmark, run to a score."""
-    queries = [Query((picture("circle", size),), (Turn("user", f"What is {size}?"),)) for size in SIZES]
+    """Answers about images of several proportions, equal alone and in a batch; then a benchmark, run to a score."""
+    queries = [Query((image("circle", size),), (Turn("user", f"What is {size}?"),)) for size in SIZES]
     queries += [Query((), (Turn("user", "No picture?"),))]
-    queries += [Query((picture("circle", SIZES[1]), picture("square", SIZES[0])), (Turn("user", "Two?"),))]
+    queries += [Query((image("circle", SIZES[1]), image("square", SIZES[0])), (Turn("user", "Two?"),))]
     decoding = Decoding(max_new_tokens=8)
     answers = predictor.answer(queries, decoding)
     assert [predictor.answer([query], decoding)[0] for query in queries] == answers
     assert ["".join(predictor.stream(query, decoding)) for query in queries] == answers
+    for kind in CACHES:
+        assert answer_in_company(predictor, [(query, decoding) for query in queries], kind, seed=0) == answers
     tiny = make_benchmark(folder)
     config = {"kind": "vqa", "questions": str(tiny.questions), "annotations": str(tiny.annotations)}
     task = make_task(VqaConfig.model_validate_json(json.dumps({**config, "images": str(tiny.images)})))

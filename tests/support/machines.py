@@ -12,10 +12,10 @@ import os
 import shlex
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.support.patience import GUARD_S, wait_until
 
 FIRST_PROCESS = r"""
 read -r outer _ < /proc/self/stat      # our number as the whole machine sees it
@@ -28,21 +28,11 @@ while :; do sleep 86400 & wait $!; done
 """
 
 
-def command(*words: str, check: bool = True, timeout_s: float = 60) -> str:
+def command(*words: str, check: bool = True) -> str:
     """What a command prints; its complaint as an exception."""
-    done = subprocess.run(
-        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
-    )
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=GUARD_S, check=False)
     assert not check or done.returncode == 0, f"{shlex.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
-
-
-def wait_until(what: str, is_so: Callable[[], object], timeout_s: float = 60, every_s: float = 0.05) -> None:
-    """Ask until the answer is yes; AssertionError naming what did not come about."""
-    end_s = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end_s, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(every_s)
 
 
 def why_no_machines() -> str:
@@ -124,7 +114,7 @@ class Machine:
              "yes" if self.number else "no"],
             stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
         )  # fmt: skip
-        wait_until(f"{self.name} is up", told.exists, 20, 0.005)
+        wait_until(f"{self.name} is up", told.exists, every_s=0.005)
         self.pid = int(told.read_text())
         if self.number:
             self._plug_in()
@@ -148,7 +138,10 @@ class Machine:
         """A daemon whose parent is the machine's first process."""
         line = f"setsid {shlex.join(words)} </dev/null >>{shlex.quote(str(log))} 2>&1 &"
         subprocess.run(
-            ["nsenter", "-t", str(self.pid), "-a", "--", "bash", "-c", line], env=environment, check=True, timeout=20
+            ["nsenter", "-t", str(self.pid), "-a", "--", "bash", "-c", line],
+            env=environment,
+            check=True,
+            timeout=GUARD_S,
         )
 
     def processes(self) -> list[str]:

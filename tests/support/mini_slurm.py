@@ -13,13 +13,14 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 from tests.support.machines import Machine, Network, command, wait_until, why_no_machines
+from tests.support.patience import GUARD_S
+from trainer.distributed.ports import choose_port
 
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 
@@ -102,7 +103,7 @@ class MiniSlurm:
             files = ("key-file", "socket", "pid-file", "seed-file", "log-file")
             options = [f"--{kind}={self.folder}/munge.{kind.removesuffix('-file')}" for kind in files]
             self._serve(self.controller, "munged", "-F", *options)
-            wait_until("munged serves", (self.folder / "munge.socket").exists, 20)
+            wait_until("munged serves", (self.folder / "munge.socket").exists)
             self.start_controller(clean=True)
             for name in self.nodes:
                 self.boot(name)
@@ -134,7 +135,7 @@ class MiniSlurm:
         self._configuration.write_text(
             CONFIGURATION.format(
                 controller=self.controller.address,
-                port=_free_port(),
+                port=choose_port(),
                 folder=self.folder,
                 names=",".join(self.nodes),
                 addresses=",".join(node.address for node in self.nodes.values()),
@@ -150,7 +151,7 @@ class MiniSlurm:
         """Start slurmctld; `clean` forgets every job."""
         self._serve(self.controller, "slurmctld", "-D", "-f", str(self._configuration), *(["-c"] if clean else []))
         ping = ["scontrol", "ping"]
-        wait_until("slurmctld answers", lambda: "is UP" in self.ask(*ping, check=False), 30)
+        wait_until("slurmctld answers", lambda: "is UP" in self.ask(*ping, check=False))
 
     def stop_controller(self) -> None:
         """Kill slurmctld, without a warning."""
@@ -179,7 +180,7 @@ class MiniSlurm:
     def _kill_by_file(self, machine: Machine, file: Path) -> None:
         number = file.read_text().strip()
         machine.run("kill", f"-{int(signal.SIGKILL)}", number)
-        wait_until(f"{file.stem} is dead", lambda: not machine.run("ps", "-o", "args=", "-p", number, check=False), 10)
+        wait_until(f"{file.stem} is dead", lambda: not machine.run("ps", "-o", "args=", "-p", number, check=False))
 
     def wait_for_nodes(self, state: str, *names: str) -> None:
         """Until slurmctld says so of each of them."""
@@ -200,7 +201,7 @@ class MiniSlurm:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=GUARD_S,
             check=False,
         )
         assert not check or done.returncode == 0, f"{words}: {done.returncode} {done.stdout}{done.stderr}"
@@ -211,9 +212,9 @@ class MiniSlurm:
         told = self.ask("scontrol", "--oneliner", "show", "job", number)
         return dict(re.findall(r"(\S+?)=(\S*)", told))
 
-    def wait_for(self, number: str, *states: str, timeout_s: float = 90) -> dict[str, str]:
+    def wait_for(self, number: str, *states: str) -> dict[str, str]:
         """Until the job is in one of these states; what is known of it then."""
-        end_s = time.monotonic() + timeout_s
+        end_s = time.monotonic() + GUARD_S
         while (found := self.job(number))["JobState"] not in states:
             assert time.monotonic() < end_s, f"job {number} is {found['JobState']} ({found['Reason']}), not {states}"
             time.sleep(0.1)
@@ -226,7 +227,7 @@ class MiniSlurm:
             found = self.job(number)
             return found["JobState"] == "PENDING" and found["Restarts"] == str(restarts)
 
-        wait_until(f"job {number} is queued again", is_queued, 60, 0.1)
+        wait_until(f"job {number} is queued again", is_queued, every_s=0.1)
         # A node refuses a job in the second in which it ended it: "job credential revoked".
         self.ask("scontrol", "update", f"JobId={number}", "StartTime=now+2")
         self.wait_for(number, "RUNNING", "COMPLETED", "FAILED")
@@ -238,12 +239,6 @@ class MiniSlurm:
             name: [words for words in machine.processes() if not words.startswith("slurmd ")]
             for name, machine in alive.items()
         }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 __all__ = ["MiniSlurm", "command", "wait_until", "why_no_slurm"]

@@ -10,9 +10,7 @@ import sys
 
 import torch
 
-from models.config import OpenClipVision
-from models.vision import load_vision
-from models.vision_open_clip import original
+from models.encoders.open_clip import OpenClipVision, original
 
 if __name__ == "__main__":
     architecture, weights = sys.argv[1:]
@@ -27,6 +25,6 @@ if __name__ == "__main__":
         theirs(pixels)
         for layer in range(1, num_layers + 1):
             config = OpenClipVision(architecture=architecture, weights=weights, feature_layer=layer)
-            ours = load_vision(config, torch.float32)(pixels)
+            ours = config.load(torch.float32)(pixels)
             differences.append(float((ours - states[layer - 1][:, 1:]).abs().max() / states[layer - 1].abs().max()))
     print(json.dumps(differences))

@@ -24,8 +24,8 @@ class _NanGradient(torch.autograd.Function):
 
 
 def poison(stage: Any, *evils: tuple[str, Literal["picture", "loss", "gradient"]]) -> None:
-    """From now on these samples give NaN: in their picture's features, in their loss, or only in the gradient."""
-    module = stage.engine.module
+    """From now on these samples give NaN: in their image's features, in their loss, or only in the gradient."""
+    module = stage.services.engine.module
     present: list[str] = []
 
     def look(_: Any, arguments: tuple[Batch, ...]) -> None:
@@ -52,17 +52,17 @@ def poison(stage: Any, *evils: tuple[str, Literal["picture", "loss", "gradient"]
 def leave_out(stage: Any, key: str, batch: int) -> None:
     """The same run without the sample `key`, whose row is empty, and without a global batch, counted from 1."""
     leave_out_batches(stage, batch, batch)
-    rows = stage.stream.next_rows
+    rows = stage.state.stream.next_rows
 
     def next_rows() -> list[Row]:
         return [() if any(sample.key == key for sample in row) else row for row in rows()]
 
-    stage.stream.next_rows = next_rows
+    stage.state.stream.next_rows = next_rows
 
 
 def leave_out_batches(stage: Any, first: int, last: int) -> None:
     """The same run without global batches `first` to `last`, counted from 1: what they hold is drawn and dropped."""
-    rows, number = stage.stream.next_rows, [0]
+    rows, number = stage.state.stream.next_rows, [0]
 
     def next_rows() -> list[Row]:
         number[0] += 1
@@ -71,17 +71,17 @@ def leave_out_batches(stage: Any, first: int, last: int) -> None:
             number[0] += 1
         return list(rows())
 
-    stage.stream.next_rows = next_rows
+    stage.state.stream.next_rows = next_rows
 
 
 def leap(stage: Any, batch: int) -> None:
     """The loss of global batch `batch`, counted from 1, is 100 times what it would be."""
-    forward = stage.engine.forward
+    forward = stage.services.engine.forward
 
     def leaping(*arguments: Any, **options: Any) -> Any:
         sums = forward(*arguments, **options)
-        if stage.consumed.batches + 1 == batch:
+        if stage.state.consumed.batches + 1 == batch:
             return sums._replace(loss_sum=100 * sums.loss_sum, row_loss_sums_B=100 * sums.row_loss_sums_B)
         return sums
 
-    stage.engine.forward = leaping
+    stage.services.engine.forward = leaping

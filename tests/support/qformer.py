@@ -31,9 +31,7 @@ def make_text_encoder(folder: Path, *, seed: int = 0) -> Path:
     """A random DistilBERT of two layers with a WordPiece vocabulary."""
     from transformers import DistilBertConfig, DistilBertForMaskedLM
 
-    from tools.toy.encoders import EncoderSize, train_wordpiece
-
-    tokenizer = train_wordpiece(WORDS, EncoderSize(vocab_size=160))
+    tokenizer = make_wordpiece(WORDS)
     torch.manual_seed(seed)
     config = DistilBertConfig(
         vocab_size=len(tokenizer),
@@ -48,6 +46,26 @@ def make_text_encoder(folder: Path, *, seed: int = 0) -> Path:
     DistilBertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_wordpiece(texts: list[str]) -> Any:
+    """An uncased BERT tokenizer that has read these texts: [CLS] text [SEP]."""
+    from tokenizers import BertWordPieceTokenizer
+    from tokenizers.processors import BertProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = BertWordPieceTokenizer(lowercase=True)
+    pieces.train_from_iterator(texts, vocab_size=160, show_progress=False)
+    pieces.post_processor = BertProcessing(*(((name, pieces.token_to_id(name))) for name in ("[SEP]", "[CLS]")))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=pieces._tokenizer,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+        model_max_length=64,
+    )
 
 
 def qformer_recipe(folder: Path, shards: Path, losses: tuple[str, ...] = ("itc", "itm", "itg")) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tools.quickstart.steps import Sizes
+from tools.examples.quickstart.steps import QuickstartSizes
 
-TINY = Sizes(
+TINY = QuickstartSizes(
     num_scenes=400,
     num_held_out=24,
     num_scored=12,

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from trainer.ranks import from_environment
+from tests.support.patience import GUARD_S
+from trainer.distributed.context import from_environment
+from trainer.distributed.ports import choose_port
 
-PRELOADED = ["trainer.loop", "trainer.opening", "deepspeed", "peft"]
+PRELOADED = ["trainer.loop", "trainer.build", "deepspeed", "peft"]
 """What takes seconds to import and every rank needs: imported once, in a process that the ranks are forked from."""
 
 
-def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 300) -> list[Any]:
+def run_on_ranks(
+    world_size: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = GUARD_S
+) -> list[Any]:
     """`function(ranks, *arguments)` on every rank; it must be importable. An exception on any rank is raised here."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with ProcessPoolExecutor(world_size, mp_context=_context()) as pool:
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(choose_port())}
+    environment = {**os.environ, "WORLD_SIZE": str(world_size), **meeting}
+    with ProcessPoolExecutor(world_size, mp_context=forkserver_context()) as pool:
         futures = [
             pool.submit(_one_rank, environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, function, arguments)
             for rank in range(world_size)
         ]
-        return [future.result(timeout=timeout_s) for future in futures]
+        return [future.result(timeout=GUARD_S) for future in futures]
 
 
-def _context() -> ForkServerContext:
+def forkserver_context() -> ForkServerContext:
+    """The one fork server of a test process: what it preloads is decided by whoever starts the first rank."""
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context

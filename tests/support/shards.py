@@ -18,31 +18,31 @@ from data_pipeline.index_build import build_index
 from models.spec import IMAGE_TOKEN, CropImage, ImageSpec, TextSpec
 
 IMAGE = ImageSpec(size=16, patch_size=8, fit=CropImage(), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-"""Four tokens a picture."""
+"""Four tokens an image."""
 
 
-def picture_bytes(seed: int = 0, size: tuple[int, int] = (20, 16), file_format: str = "PNG") -> bytes:
-    """A picture of noise."""
+def image_bytes(seed: int = 0, size: tuple[int, int] = (20, 16), file_format: str = "PNG") -> bytes:
+    """An image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, file_format)
     return stream.getvalue()
 
 
-def caption_sample(number: int, *, words: int = 2, picture: bool = True) -> dict[str, bytes]:
-    """One captioned picture, as img2dataset writes it."""
+def caption_sample(number: int, *, words: int = 2, image: bool = True) -> dict[str, bytes]:
+    """One captioned image, as img2dataset writes it."""
     files = {"txt": f"caption {number} {'word ' * words}".encode()}
-    return files | ({"png": picture_bytes(number)} if picture else {})
+    return files | ({"png": image_bytes(number)} if image else {})
 
 
 def chat_sample(number: int, turns: int = 1) -> dict[str, bytes]:
-    """One conversation about a picture, in LLaVA's format."""
+    """One conversation about an image, in LLaVA's format."""
     conversation = []
     for turn in range(turns):
         tag = f"{IMAGE_TOKEN}\n" if turn == 0 else ""
         conversation.append({"from": "human", "value": f"{tag}What is in picture {number}, part {turn}?"})
         conversation.append({"from": "gpt", "value": f"Noise number {number}."})
-    return {"png": picture_bytes(number), "json": json.dumps({"conversations": conversation}).encode()}
+    return {"png": image_bytes(number), "json": json.dumps({"conversations": conversation}).encode()}
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Path:
@@ -53,16 +53,16 @@ def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) ->
     return path
 
 
-def write_set(folder: Path, shard_sizes: Sequence[int], *, picture: bool = True, words: int = 2) -> ShardIndex:
-    """An indexed set of captioned pictures with keys 000000, 000001, …, so many in each shard."""
+def write_set(folder: Path, shard_sizes: Sequence[int], *, image: bool = True, words: int = 2) -> ShardIndex:
+    """An indexed set of captioned images with keys 000000, 000001, …, so many in each shard."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
     for shard, size in enumerate(shard_sizes):
-        samples = [(f"{n:06d}", caption_sample(n, words=words, picture=picture)) for n in range(number, number + size)]
+        samples = [(f"{n:06d}", caption_sample(n, words=words, image=image)) for n in range(number, number + size)]
         write_tar(folder / f"shard-{shard:06d}.tar", samples)
         number += size
     build_index(folder)
-    return ShardIndex(folder)
+    return ShardIndex.open(folder)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

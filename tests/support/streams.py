@@ -23,7 +23,7 @@ def config(*sources: Path | SourceConfig, **values: Any) -> DataConfig:
 def open_rank(
     data: DataConfig, rank: int = 0, world: int = 1, *, num_slots: int = 8, epochs: int | None = 1, **values: Any
 ) -> RowStream:
-    """One rank's stream; `values` change its picture size, seed or quarantine."""
+    """One rank's stream; `values` change its image size, seed or quarantine."""
     each = num_slots // world
     arguments: dict[str, Any] = {"image": IMAGE, "seed": 3, "quarantine": None} | values
     return open_stream(

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.files import read_lines
-from trainer.checkpoint import CheckpointReader
-from trainer.ranks import Ranks
-from trainer.recipe import Recipe
+from models.common.files import read_lines
+from trainer.checkpoint.reader import CheckpointReader
+from trainer.config.recipe import Recipe
+from trainer.distributed.context import DistributedContext
 
 
 def vary(recipe: dict[str, Any], run: str, stage: str, **changes: Any) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def vary(recipe: dict[str, Any], run: str, stage: str, **changes: Any) -> dict[s
 
 
 def train(
-    ranks: Ranks,
+    ranks: DistributedContext,
     recipe: dict[str, Any],
     stage: str,
     *,
@@ -42,17 +42,17 @@ def train(
 
     `change` is a function and its arguments: it gets the open stage first, and may spoil it.
     """
+    from trainer.build import build_stage
     from trainer.loop import fit
-    from trainer.opening import open_stage
 
-    opened = open_stage(Recipe.model_validate_json(json.dumps(recipe)), stage, ranks)
+    opened = build_stage(Recipe.model_validate_json(json.dumps(recipe)), stage, ranks)
     if change is not None:
         change[0](opened, *change[1])
     try:
         if stop_after is not None:
-            _fit_until(opened, lambda: opened.consumed.steps == stop_after)
+            _fit_until(opened, lambda: opened.state.consumed.steps == stop_after)
         elif stop_after_batches is not None:
-            _fit_until(opened, lambda: opened.consumed.batches == stop_after_batches)
+            _fit_until(opened, lambda: opened.state.consumed.batches == stop_after_batches)
         else:
             fit(opened)
     finally:
@@ -66,14 +66,14 @@ class KilledError(Exception):
 def _fit_until(stage: Any, is_over: Callable[[], bool]) -> None:
     from trainer.loop import fit
 
-    rows = stage.stream.next_rows
+    rows = stage.state.stream.next_rows
 
     def next_rows() -> Any:
         if is_over():
             raise KilledError
         return rows()
 
-    stage.stream.next_rows = next_rows
+    stage.state.stream.next_rows = next_rows
     try:
         fit(stage)
     except KilledError:
@@ -81,10 +81,17 @@ def _fit_until(stage: Any, is_over: Callable[[], bool]) -> None:
     raise AssertionError("the stage ended before it was to be killed")
 
 
-def train_all(ranks: Ranks, jobs: list[tuple[dict[str, Any], str, dict[str, Any]]]) -> None:
+def train_all(ranks: DistributedContext, jobs: list[tuple[dict[str, Any], str, dict[str, Any]]]) -> None:
     """Several (recipe, stage, options of `train`) one after the other in one process group."""
     for recipe, stage, options in jobs:
         train(ranks, recipe, stage, **options)
+
+
+def ledger_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of one rank's file of a ledger."""
+    from trainer.ledger.restarts import blocks_of
+
+    return [line for block in blocks_of(file) for line in block.lines()]
 
 
 def events(recipe: dict[str, Any], stage: str) -> list[dict[str, Any]]:
@@ -109,5 +116,5 @@ def losses(recipe: dict[str, Any], stage: str) -> list[float]:
 def weights(recipe: dict[str, Any], stage: str) -> dict[str, Tensor]:
     """Every weight of the last checkpoint."""
     finished = json.loads((Path(recipe["run"]) / stage / "finished.json").read_text(encoding="utf-8"))
-    reader = CheckpointReader(Path(recipe["run"]) / stage / "checkpoints" / finished["checkpoint"])
+    reader = CheckpointReader.open(Path(recipe["run"]) / stage / "checkpoints" / finished["checkpoint"])
     return {name: reader.weight(name) for name in reader.names()}

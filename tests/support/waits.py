@@ -11,8 +11,8 @@ from unittest.mock import patch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.ranks import Ranks
-from trainer.recipe import Recipe
+from trainer.config.recipe import Recipe
+from trainer.distributed.context import DistributedContext
 
 LOOKS = {
     torch.ops.aten._local_scalar_dense.default,  # item, float, int, bool
@@ -56,21 +56,22 @@ def counting_waits() -> Iterator[Waits]:
         yield waits
 
 
-def waits_of_a_step(ranks: Ranks, recipes: list[dict[str, Any]], stage: str) -> list[tuple[int, int]]:
+def waits_of_a_step(ranks: DistributedContext, recipes: list[dict[str, Any]], stage: str) -> list[tuple[int, int]]:
     """(micro-batches, waits) of each recipe's second optimizer step; the first sets things up."""
-    from trainer.global_step import next_batch, take_step
-    from trainer.opening import open_stage
+    from trainer.build import build_stage
+    from trainer.loop import Loop
+    from trainer.step import next_batch
 
     found = []
     for recipe in recipes:
-        opened = open_stage(Recipe.model_validate_json(json.dumps(recipe)), stage, ranks)
+        opened = build_stage(Recipe.model_validate_json(json.dumps(recipe)), stage, ranks)
         try:
-            rates = [1e-3] * len(opened.groups)
-            take_step(opened, next_batch(opened), rates)
-            batch = next_batch(opened)
+            step, state = Loop(opened).step, opened.state
+            step.take(next_batch(state.stream, ranks), state.consumed, 1.0)
+            batch = next_batch(state.stream, ranks)
             with counting_waits() as waits:
-                take_step(opened, batch, rates)
-            found.append((opened.num_micro_batches, waits.num))
+                step.take(batch, state.consumed, 1.0)
+            found.append((opened.context.num_micro_batches, waits.num))
         finally:
             opened.close()
     return found

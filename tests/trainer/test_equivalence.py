@@ -13,7 +13,7 @@ from tests.support.paths import REPOSITORY
 from tests.support.ranks import run_on_ranks
 from tests.support.shards import write_set
 from tests.support.training import losses, same_weights, train_all, vary, weights
-from trainer.ranks import Ranks
+from trainer.distributed.context import DistributedContext
 
 Job = tuple[dict[str, Any], str, dict[str, Any]]
 OFFLOADS = ("zero2_offload", "zero3_offload")
@@ -147,5 +147,9 @@ def test_a_checkpoint_holds_what_learns_and_no_more(runs: dict[str, dict[str, An
 def test_ranks_share_the_rows_without_gap_or_overlap() -> None:
     for num_slots in (1, 4, 7, 256):
         for world_size in (1, 2, 3, 8):
-            shares = [slot for rank in range(world_size) for slot in Ranks(rank, world_size).share(num_slots)]
+            shares = [
+                slot
+                for rank in range(world_size)
+                for slot in DistributedContext(rank, world_size).local_rows(num_slots)
+            ]
             assert shares == list(range(num_slots))

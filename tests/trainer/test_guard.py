@@ -1,4 +1,4 @@
-"""The guard's verdicts: robust statistics that one number cannot poison, and counters that end."""
+"""What the guard decides: robust statistics that one number cannot poison, and counters that end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from models.errors import InputError
-from trainer.config import GuardConfig, SpikeGuard
+from models.common.errors import InputError
+from trainer.config.schema import GuardConfig, SpikeGuard
 from trainer.guard import Guard
 
 CONFIG = GuardConfig(max_skips=3, spike=SpikeGuard(window=16))
@@ -17,7 +17,7 @@ def settled(losses: int = 16) -> Guard:
     """After so many losses around 2, which differ by 0.1."""
     guard = Guard(CONFIG)
     for number in range(losses):
-        assert guard.judge(2.0 + 0.05 * (-1) ** number, 1.0, can_go_back=True).action == "step"
+        assert guard.decide(2.0 + 0.05 * (-1) ** number, 1.0, can_go_back=True).action == "step"
     return guard
 
 
@@ -27,42 +27,42 @@ def settled(losses: int = 16) -> Guard:
      (math.inf, math.inf, "skip"), (2.0, math.inf, "skip"), (2.0, math.nan, "skip"), (0.0, 1.0, "step")],
 )  # fmt: skip
 def test_a_step_is_judged_by_loss_and_norm(loss: float, norm: float, action: str) -> None:
-    assert settled().judge(loss, norm, can_go_back=True).action == action
+    assert settled().decide(loss, norm, can_go_back=True).action == action
 
 
 def test_numbers_that_are_not_finite_never_enter_the_statistics() -> None:
     guard = settled()
     for _ in range(2):
-        guard.judge(math.nan, 1.0, can_go_back=True)
-        guard.judge(math.inf, math.inf, can_go_back=True)
-        assert guard.judge(2.0, 1.0, can_go_back=True).action == "step"  # and it is no third skip in a row
-    verdict = guard.judge(9.0, 1.0, can_go_back=True)
-    assert verdict.action == "roll back"
-    assert "leapt to 9.0000" in verdict.reason
-    assert "median 2.0" in verdict.reason
+        guard.decide(math.nan, 1.0, can_go_back=True)
+        guard.decide(math.inf, math.inf, can_go_back=True)
+        assert guard.decide(2.0, 1.0, can_go_back=True).action == "step"  # and it is no third skip in a row
+    decision = guard.decide(9.0, 1.0, can_go_back=True)
+    assert decision.action == "roll back"
+    assert "leapt to 9.0000" in decision.reason
+    assert "median 2.0" in decision.reason
 
 
 def test_a_young_run_has_no_spikes_and_one_without_a_checkpoint_skips() -> None:
-    assert settled(losses=7).judge(50.0, 1.0, can_go_back=True).action == "step"
-    assert settled(losses=8).judge(50.0, 1.0, can_go_back=False).action == "skip"
+    assert settled(losses=7).decide(50.0, 1.0, can_go_back=True).action == "step"
+    assert settled(losses=8).decide(50.0, 1.0, can_go_back=False).action == "skip"
 
 
 def test_skips_in_a_row_end() -> None:
-    verdicts = [guard.judge(math.nan, 1.0, can_go_back=True).action for guard in [settled()] for _ in range(3)]
-    assert verdicts == ["skip", "skip", "roll back"]
+    decisions = [guard.decide(math.nan, 1.0, can_go_back=True).action for guard in [settled()] for _ in range(3)]
+    assert decisions == ["skip", "skip", "roll back"]
     guard = settled()
     for _ in range(2):
-        guard.judge(math.nan, 1.0, can_go_back=False)
+        guard.decide(math.nan, 1.0, can_go_back=False)
     with pytest.raises(InputError, match="3 steps in a row could not be taken; the last: the loss is not finite"):
-        guard.judge(math.nan, 1.0, can_go_back=False)
+        guard.decide(math.nan, 1.0, can_go_back=False)
 
 
 def test_its_memory_goes_through_a_checkpoint() -> None:
     guard, again = settled(), Guard(CONFIG)
-    guard.judge(math.nan, 1.0, can_go_back=True)
+    guard.decide(math.nan, 1.0, can_go_back=True)
     again.load_state_dict(guard.state_dict())
     for loss in (2.0, 3.5, math.nan, math.nan, math.nan):
-        left, right = (each.judge(loss, 1.0, can_go_back=True) for each in (guard, again))
+        left, right = (each.decide(loss, 1.0, can_go_back=True) for each in (guard, again))
         assert left == right
     with pytest.raises(InputError, match="version 9"):
         again.load_state_dict({**guard.state_dict(), "version": 9})

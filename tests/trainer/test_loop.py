@@ -1,307 +1,186 @@
-"""What the loop does around its steps: looking changes nothing, patience ends a stage, the best is kept, fp16, DoRA."""
+"""The loop over fakes: which callback hears of what, in which order, and how a stage ends."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
+import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import trainer.checkpoint as checkpoint
-from data_pipeline.index_build import build_index
-from models.errors import InputError
-from models.files import read_lines
-from tests.support.backbones import tiny_recipe
-from tests.support.ranks import run_on_ranks
-from tests.support.shards import caption_sample, write_set, write_tar
-from tests.support.training import losses, same_weights, train, train_all, vary, weights
-from trainer.audit import audit
-from trainer.ranks import Ranks
-from trainer.recipe import Recipe
-from trainer.replay import replay
+from models.common.errors import AwayError, InputError
+from models.common.files import read_lines
+from tests.support.fakes import FakeEngine, make_run, row
+from trainer.callbacks.callback import Callback, Ending
+from trainer.config.schema import GuardConfig
+from trainer.loop import Loop, fit
+from trainer.state import StageRun
+from trainer.step import GlobalBatch, StepResult
 
-pytestmark = pytest.mark.slow
-Job = tuple[dict[str, Any], str, dict[str, Any]]
+BATCHES = [[row(2 * number), row(2 * number + 1)] for number in range(8)]
 
 
-def overflow(stage: Any, step: int) -> None:
-    """A scale that is far too large, from that step on: its gradient leaves fp16's range."""
-    compute = stage.engine.backward
+class Listener(Callback):
+    """Remembers what it heard."""
 
-    def backward(loss_sum: Any, num_targets: float, scale: float) -> None:
-        if stage.consumed.steps == step and stage.loss_scale.value == 2.0**15:
-            loss_sum = loss_sum * 1e12
-        compute(loss_sum, num_targets, scale)
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
 
-    stage.engine.backward = backward
+    def on_start(self, loop: Loop) -> None:
+        self.heard.append("start")
 
+    def before_update(self, loop: Loop, batch: GlobalBatch) -> None:
+        self.heard.append(("before", loop.run.state.consumed.steps))
 
-def ask_to_stop(stage: Any, step: int, signal_number: int, rank: int) -> None:
-    """One rank gets a signal while that step is computed."""
-    stage.interrupt.install()
-    compute = stage.engine.backward
+    def after_batch(self, loop: Loop, batch: GlobalBatch, result: StepResult) -> None:
+        self.heard.append(("after", loop.run.state.consumed.steps, result.is_step))
 
-    def backward(*arguments: Any) -> None:
-        if stage.consumed.steps == step and stage.ranks.rank == rank:
-            os.kill(os.getpid(), signal_number)
-        compute(*arguments)
+    def on_validation(self, loop: Loop, metrics: Mapping[str, float]) -> None:
+        self.heard.append("validation")
 
-    stage.engine.backward = backward
+    def before_finish(self, loop: Loop) -> None:
+        self.heard.append("before finish")
 
-
-def train_and_replay(
-    ranks: Ranks, jobs: list[Job], replays: list[tuple[dict[str, Any], int]], deaf: Job
-) -> dict[str, Any]:
-    """Whether rows are the same, and how far the loss is off, of steps that are computed again after the training."""
-    train_all(ranks, jobs)
-    again = [replay(Recipe.model_validate_json(json.dumps(recipe)), "align", step) for recipe, step in replays]
-    with pytest.raises(InputError) as refused:
-        train_all(ranks, [deaf])
-    return {"replays": [(found.same_rows, found.difference) for found in again], "deaf": str(refused.value)}
+    def on_end(self, loop: Loop, ending: Ending) -> None:
+        self.heard.append(ending)
 
 
-def deafen(stage: Any, name: str) -> None:
-    """No gradient reaches one tensor."""
-    dict(stage.engine.module.vlm.named_parameters())[name].register_hook(lambda gradient: gradient * 0)
+class Average(Callback):
+    """An exponential moving average of the weight: what somebody else would write, in a file of their own."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay, self.value = decay, math.nan
+
+    def on_start(self, loop: Loop) -> None:
+        self.value = loop.run.services.engine.weight  # type: ignore[attr-defined]
+
+    def after_batch(self, loop: Loop, batch: GlobalBatch, result: StepResult) -> None:
+        if result.is_step:
+            weight = loop.run.services.engine.weight  # type: ignore[attr-defined]
+            self.value = self.decay * self.value + (1 - self.decay) * weight
 
 
-def fill_disk(stage: Any, step: int) -> None:
-    """The disk is full when the checkpoint after that step is to be written, and has space again later."""
-    save_file = checkpoint.save_file
-
-    def full(*_: Any, **__: Any) -> None:
-        checkpoint.save_file = save_file
-        raise OSError(28, "No space left on device")
-
-    begin = stage.saver.begin
-
-    def begin_save(at: int, **state: Any) -> None:
-        if at == step:
-            checkpoint.save_file = full
-        begin(at, **state)
-
-    stage.saver.begin = begin_save
+def checkpoints(run: StageRun) -> Any:
+    return run.services.checkpoints
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("loop")
-    write_set(folder / "shards", [5, 1, 11])
-    # Of each global batch of four rows here, one rank of two may have no picture at all.
-    mixed = folder / "mixed"
-    mixed.mkdir()
-    samples = [(f"{number:06d}", caption_sample(number, picture=number in {3, 8})) for number in range(12)]
-    write_tar(mixed / "shard-000000.tar", samples)
-    build_index(mixed)
-    return tiny_recipe(folder, folder / "shards")
+def test_a_stage_runs_to_its_end_and_callbacks_hear_all_of_it(tmp_path: Path) -> None:
+    run, listener = make_run(tmp_path, BATCHES), Listener()
+    assert fit(run, [listener]) == "finished"
+    steps = [heard for step in range(6) for heard in (("before", step), ("after", step + 1, True))]
+    assert listener.heard == ["start", *steps, "before finish", "finished"]
+    assert checkpoints(run).finished == ["step_000002", "step_000004", "step_000006"]
+    finished = json.loads((run.context.directory / "finished.json").read_text())
+    assert finished == {"checkpoint": "step_000006", "steps": 6, "samples": 12}
+    logged = list(read_lines(run.context.directory / "metrics.jsonl"))
+    assert [line["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
+    assert logged[0]["learning_rate"] == 0.5
+    assert logged[0]["loss"] == 1.0
 
 
-def validated(recipe: dict[str, Any], run: str, **changes: Any) -> dict[str, Any]:
-    data = recipe["stages"]["align"]["data"]
-    validation = {"data": data, "every_steps": 1, "num_samples": 5, "generate": 1, "max_new_tokens": 2}
-    return vary(recipe, run, "align", validation=validation, **changes)
+def test_an_average_of_weights_is_a_callback_in_a_file_of_its_own(tmp_path: Path) -> None:
+    run, average = make_run(tmp_path, BATCHES), Average(0.5)
+    fit(run, [average])
+    expected, weight = 1.0, 1.0
+    for _ in range(6):
+        weight -= 0.01 * weight
+        expected = 0.5 * expected + 0.5 * weight
+    assert average.value == pytest.approx(expected, rel=1e-5)
 
 
-def looked_into(recipe: dict[str, Any], run: str, **changes: Any) -> dict[str, Any]:
-    varied = validated(recipe, run, **changes)
-    varied["tracking"] |= {"histograms_every_steps": 3, "token_table_every_steps": 4, "tensorboard": True}
-    return varied
+def test_a_stage_in_epochs_ends_with_its_data(tmp_path: Path) -> None:
+    run = make_run(tmp_path, BATCHES, recipe={"duration": {"unit": "epochs", "count": 1}})
+    assert fit(run) == "finished"
+    assert run.state.consumed.steps == len(BATCHES)
 
 
-@pytest.fixture(scope="module")
-def runs(recipe: dict[str, Any]) -> dict[str, Any]:
-    mixed = vary(recipe, "mixed", "align")
-    mixed["stages"]["align"]["data"] = {**mixed["stages"]["align"]["data"]}
-    mixed["stages"]["align"]["data"]["sources"] = [{"path": str(Path(recipe["run"]).parent / "mixed")}]
-    still = {"tune__projector__learning_rate": 1e-12, "duration__count": 30}
-    fp16 = {"engine__precision": "fp16"}
-    packed = {"data__packing": {"kind": "pack", "row_tokens": 256, "lookahead": 3}}
-    lora = {"init": None, "tune__language__dora": True, "duration__count": 4}
-    one: dict[str, Job] = {
-        "plain": (recipe, "align", {}),
-        "looked": (looked_into(recipe, "looked"), "align", {}),
-        "patience": (
-            validated(
-                recipe, "patience", validation__early_stopping={"patience": 2}, checkpoint__finish_with="best",
-                checkpoint__keep=1, **still,
-            ),
-            "align", {},
-        ),
-        "mixed_1": (vary(mixed, "mixed_1", "align"), "align", {}),
-        "packed_1": (vary(mixed, "packed_1", "align", **packed), "align", {}),
-        "fp16": (vary(recipe, "fp16", "align", **fp16), "align", {}),
-        "full": (vary(recipe, "full", "align"), "align", {"change": (fill_disk, (4,))}),
-        "dora": (vary(recipe, "dora", "lora", **lora), "lora", {}),
-    }  # fmt: skip
-    elastic, elastic_1, elastic_2 = (
-        vary(recipe, "elastic", "align", engine__zero=zero) for zero in ("zero3", "zero0", "zero1")
-    )
-    two: dict[str, Job] = {
-        "looked_zero3": (looked_into(recipe, "looked_zero3", engine__zero="zero3"), "align", {}),
-        "mixed_2": (vary(mixed, "mixed_2", "align"), "align", {}),
-        "packed_zero3": (
-            vary(mixed, "packed_zero3", "align", engine__zero="zero3", batch__micro_rows=1, **packed), "align", {},
-        ),
-        "mixed_zero3": (vary(mixed, "mixed_zero3", "align", engine__zero="zero3"), "align", {}),
-        "overflow": (vary(recipe, "overflow", "align", **fp16), "align", {"change": (overflow, (3,))}),
-        "stopped": (
-            vary(recipe, "stopped", "align", data__num_workers=1), "align",
-            {"change": (ask_to_stop, (3, signal.SIGUSR1, 1))},
-        ),
-        "elastic": (elastic, "align", {"stop_after": 2}),
-    }  # fmt: skip
-    run_on_ranks(2, train_all, list(two.values()))
-    again = [(recipe, 4), (two["mixed_zero3"][0], 1)]
-    deaf: Job = (vary(recipe, "deaf", "align"), "align", {"change": (deafen, ("projector.linear_1.weight",))})
-    jobs = [*one.values(), (elastic_1, "align", {"stop_after": 4})]
-    (found,) = run_on_ranks(1, train_and_replay, jobs, again, deaf)
-    run_on_ranks(2, train_all, [(elastic_2, "align", {}), (*two["stopped"][:2], {})])
-    return {name: job[0] for name, job in {**one, **two}.items()} | found
+def test_a_stop_is_saved_and_no_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run = make_run(tmp_path, BATCHES)
+
+    class Stopper(Callback):
+        def before_update(self, loop: Loop, batch: GlobalBatch) -> None:
+            if loop.run.state.consumed.steps == 2:
+                loop.run.services.preemption.reason = "SIGTERM"
+
+    listener = Listener()
+    assert fit(run, [Stopper(), listener]) == "stopped"
+    assert "before finish" not in listener.heard
+    assert checkpoints(run).finished[-1] == f"step_{run.state.consumed.steps:06d}"
+    assert not (run.context.directory / "finished.json").exists()
+    assert "stopped by SIGTERM after step" in caplog.text
 
 
-def stage_of(recipe: dict[str, Any], stage: str = "align") -> Path:
-    return Path(recipe["run"]) / stage
+def test_a_skipped_batch_is_counted_told_and_not_learnt_from(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    run, listener = make_run(tmp_path, BATCHES, engine), Listener()
+    backward = engine.backward
+
+    def spoilt(*arguments: Any) -> None:
+        engine.gradient_factor = math.inf if run.state.consumed.batches == 1 else 1.0
+        backward(*arguments)
+
+    engine.backward = spoilt  # type: ignore[method-assign]
+    assert fit(run, [listener]) == "finished"
+    assert ("after", 1, False) in listener.heard
+    assert (run.state.consumed.steps, run.state.consumed.batches) == (6, 7)
+    events = list(read_lines(run.context.directory / "events.jsonl"))
+    assert [event["event"] for event in events if event["event"] == "skipped"] == ["skipped"]
 
 
-def test_looking_changes_nothing(runs: dict[str, dict[str, Any]]) -> None:
-    """Validation, answers, histograms and token tables: the weights are those of a run without, bit for bit."""
-    assert losses(runs["looked"], "align") == losses(runs["plain"], "align")
-    same_weights(runs["looked"], runs["plain"], "align", rtol=0, atol=0)
+def test_a_checkpoint_that_cannot_be_written_is_a_warning_until_the_last_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    run = make_run(tmp_path, BATCHES)
+    checkpoints(run).fault = "no space"
+    with pytest.raises(InputError, match="the last checkpoint could not be written"):
+        fit(run)
+    assert caplog.text.count("no space; training goes on") == 3
 
 
-def test_what_is_seen_does_not_depend_on_ranks_and_zero_stage(runs: dict[str, dict[str, Any]]) -> None:
-    one, three = (stage_of(runs[name]) for name in ("looked", "looked_zero3"))
-    (seen,), (seen_3,) = (
-        [line for line in read_lines(folder / "insight/histograms.jsonl") if line["step"] == 3]
-        for folder in (one, three)
-    )
-    assert seen.keys() == seen_3.keys()
-    names = [name for name in seen if name != "step"]
-    assert {name.split("/")[0] for name in names} == {"weights", "gradients"}
-    for name in names:
-        assert sum(seen[name]["counts"]) == sum(seen_3[name]["counts"]) > 0
-        assert seen[name]["edges"] == pytest.approx(seen_3[name]["edges"], rel=1e-3, abs=1e-6)
-    for folder in (one, three):
-        assert (folder / "insight/tokens_step_000004.html").is_file()
-        assert list((folder / "tensorboard").iterdir())
-    first, first_3 = (read_lines(folder / "validation.jsonl") for folder in (one, three))
-    assert [line["step"] for line in first] == [line["step"] for line in first_3] == [1, 2, 3, 4, 5, 6]
-    for left, right in zip(first, first_3, strict=True):
-        assert left["validation/loss"] == pytest.approx(right["validation/loss"], rel=1e-4)
+def test_steps_that_cannot_be_taken_end_the_run_where_there_is_no_way_back(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    engine.gradient_factor = math.nan
+    run = make_run(tmp_path, BATCHES, engine, guard=GuardConfig(max_skips=3))
+    with pytest.raises(InputError, match="3 steps in a row could not be taken"):
+        fit(run)
+    assert engine.weight == 1.0
 
 
-def test_the_log_says_what_a_step_cost(runs: dict[str, dict[str, Any]]) -> None:
-    line = read_lines(stage_of(runs["plain"]) / "metrics.jsonl")[-1]
-    for name in ("loss", "learning_rate/projector", "gradient_norm/projector", "tokens_per_s", "samples_per_s",
-                 "needed_tflops_per_s", "memory/rss_gb"):  # fmt: skip
-        assert line[name] > 0, name
-    assert 0 <= line["data_wait_share"] <= 1
-    assert 0 <= line["padding_share"] < 1
-    assert "mfu" not in line  # a CPU has no peak to compare with
+def away_after(run: StageRun, num_batches: int) -> list[str]:
+    """The run's data go away after so many batches; the list hears of what is taken back."""
+    stream, heard = run.state.stream, list[str]()
+    draw = stream.next_rows
+
+    def next_rows() -> Any:
+        if run.state.consumed.batches == num_batches:
+            raise AwayError("https://host/set has been away")
+        return draw()
+
+    stream.next_rows = next_rows  # type: ignore[method-assign]
+    stream.take_back = lambda: heard.append("taken back")  # type: ignore[method-assign]
+    return heard
 
 
-def test_patience_ends_a_stage_whose_best_is_what_it_finishes_with(runs: dict[str, dict[str, Any]]) -> None:
-    folder = stage_of(runs["patience"])
-    seen = [line["validation/loss"] for line in read_lines(folder / "validation.jsonl")]
-    assert seen == [seen[0]] * 3  # a learning rate too small to move a weight: the first is the best, two are patience
-    finished = json.loads((folder / "finished.json").read_text())
-    assert finished == {"checkpoint": "step_000001", "steps": 3, "samples": 12}
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step_000001", "step_000003"}
+def test_data_that_are_away_stop_the_run_saved_and_unfinished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run = make_run(tmp_path, BATCHES)
+    heard = away_after(run, 3)
+    assert fit(run) == "stopped"
+    assert heard == ["taken back"]
+    checkpoints: Any = run.services.checkpoints
+    assert checkpoints.begun == [2, 3]
+    assert "stopped by https://host/set has been away after step 3; saved in" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("name", "alone"), [("mixed_2", "mixed_1"), ("mixed_zero3", "mixed_1"), ("packed_zero3", "packed_1")]
-)
-def test_rows_without_pictures_hold_nobody_up(runs: dict[str, dict[str, Any]], name: str, alone: str) -> None:
-    """Padded and packed: also where one rank has no picture at all."""
-    assert losses(runs[name], "align") == pytest.approx(losses(runs[alone], "align"), rel=1e-5)
-    same_weights(runs[name], runs[alone], "align", rtol=2e-4, atol=2e-5)
-
-
-def test_a_packed_row_holds_several_samples(runs: dict[str, dict[str, Any]]) -> None:
-    lines = [read_lines(stage_of(runs[name]) / "metrics.jsonl") for name in ("mixed_1", "packed_1")]
-    assert lines[1][-1]["samples"] > 1.5 * lines[0][-1]["samples"]
-
-
-def test_fp16_trains_and_an_overflow_costs_no_data(runs: dict[str, dict[str, Any]]) -> None:
-    plain, half, overflown = (losses(runs[name], "align") for name in ("plain", "fp16", "overflow"))
-    assert half == pytest.approx(plain, rel=5e-3)
-    assert overflown == pytest.approx(plain, rel=5e-3)
-    scales = [line["loss_scale"] for line in read_lines(stage_of(runs["overflow"]) / "metrics.jsonl")]
-    assert scales == [2.0**15] * 3 + [2.0**14] * 3  # the first batch alone overflows at 2^16
-    assert audit(stage_of(runs["overflow"])).is_clean
-
-
-def test_a_full_disk_costs_a_checkpoint_and_nothing_else(runs: dict[str, Any]) -> None:
-    held = sorted(path.name for path in (stage_of(runs["full"]) / "checkpoints").iterdir())
-    assert held == ["step_000002", "step_000006"]
-    same_weights(runs["full"], runs["plain"], "align", rtol=0, atol=0)
-
-
-def test_a_tensor_that_never_gets_a_gradient_is_named(runs: dict[str, Any]) -> None:
-    assert runs["deaf"].startswith("step 1: projector.linear_1.weight got no gradient and would never learn")
-
-
-def test_dora_learns_magnitudes_too(runs: dict[str, dict[str, Any]]) -> None:
-    adapted = weights(runs["dora"], "lora")
-    assert sum("lora_magnitude_vector" in name for name in adapted) == 14
-    assert losses(runs["dora"], "lora")[-1] < losses(runs["dora"], "lora")[0]
-
-
-def test_a_signal_on_one_rank_stops_all_at_one_step(runs: dict[str, dict[str, Any]]) -> None:
-    """Step 4 was being computed; the second start took it from there, with data workers."""
-    attempts = sorted((stage_of(runs["stopped"]) / "ledger").glob("attempt_*"))
-    steps = [[line["step"] for line in read_lines(attempt / "rank_00001.jsonl")] for attempt in attempts]
-    assert steps == [[1, 2, 3, 4], [5, 6]]
-    same_weights(runs["stopped"], runs["plain"], "align", rtol=2e-4, atol=2e-5)
-
-
-def test_two_ranks_then_one_then_two_is_one_throughout(runs: dict[str, dict[str, Any]]) -> None:
-    """And ZeRO-3, then 0, then 1."""
-    assert losses(runs["elastic"], "align") == pytest.approx(losses(runs["plain"], "align"), rel=1e-5)
-    same_weights(runs["elastic"], runs["plain"], "align", rtol=2e-4, atol=2e-5)
-    account = audit(stage_of(runs["elastic"]))
-    assert account.is_clean
-    assert account.num_attempts == 3
-
-
-@pytest.mark.parametrize("name", ["elastic", "stopped", "patience", "mixed_2"])
-def test_an_audit_balances_and_finds_what_is_missing(runs: dict[str, dict[str, Any]], name: str) -> None:
-    folder = stage_of(runs[name])
-    assert audit(folder).is_clean
-    (last,) = sorted((folder / "ledger").glob("attempt_*/rank_00000.jsonl"))[-1:]
-    told = last.read_text()
-    try:
-        last.write_text("".join(f"{line}\n" for line in told.splitlines()[:-1]))
-        assert audit(folder).missing_batches
-        entry = json.loads(told.splitlines()[-1])
-        entry["draws"][0] = [entry["draws"][0][0], 0]  # its slot's very first draw, once more
-        last.write_text("".join(f"{line}\n" for line in [*told.splitlines()[:-1], json.dumps(entry)]))
-        account = audit(folder)
-        assert account.lost
-        assert account.repeated
-    finally:
-        last.write_text(told)
-
-
-def test_a_replay_gives_rows_and_loss_again(runs: dict[str, Any]) -> None:
-    """Of one rank, from a checkpoint, bit for bit; of two ranks under ZeRO-3, from the start, to rounding."""
-    plain, zero3 = runs["replays"]
-    assert plain == (True, 0.0)
-    assert zero3[0]
-    assert zero3[1] < 1e-5
-
-
-def test_fp16_for_a_model_born_in_bf16_is_refused(recipe: dict[str, Any], tmp_path: Path) -> None:
-    config = json.loads((Path(recipe["model"]["language"]["path"]) / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
-    for file in Path(recipe["model"]["language"]["path"]).iterdir():
-        if file.name != "config.json":
-            (tmp_path / file.name).symlink_to(file)
-    varied = vary(recipe, "refused", "align", engine__precision="fp16")
-    varied["model"]["language"]["path"] = str(tmp_path)
-    with pytest.raises(InputError, match=r"engine\.precision=fp16: .* was trained in bf16"):
-        train(Ranks(), varied, "align")
+def test_data_that_are_away_before_the_first_batch_leave_nothing_to_save(tmp_path: Path) -> None:
+    run = make_run(tmp_path, BATCHES)
+    away_after(run, 0)
+    with pytest.raises(AwayError):
+        fit(run)
+    checkpoints: Any = run.services.checkpoints
+    assert checkpoints.begun == []

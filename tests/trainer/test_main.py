@@ -1,46 +1,25 @@
-"""The training command: the same ranks from every launcher, and one line for what a person got wrong."""
+"""The training command: one line for wrong input, and the behaviour of a second start."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from models.errors import InputError, run_cli
+from models.common.errors import InputError, run_cli
 from tests.support.backbones import tiny_recipe, write_recipe
 from tests.support.paths import REPOSITORY
 from tests.support.shards import write_set
-from trainer.main import main, quiet_followers
-from trainer.ranks import Ranks, from_environment
-
-ADDRESS = {"MASTER_ADDR": "node1", "MASTER_PORT": "20001"}
-
-
-def test_every_launcher_gives_the_same_ranks() -> None:
-    launched = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", **ADDRESS}
-    srun = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", **ADDRESS}
-    assert from_environment(launched) == from_environment(srun) == Ranks(3, 8, 1)
-    assert srun["RANK"] == "3"  # libraries read it too
-
-
-def test_alone_is_one_rank_with_an_address_of_its_own() -> None:
-    environment: dict[str, str] = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
-    assert from_environment(environment) == Ranks()
-    assert int(environment["MASTER_PORT"]) > 0
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [{"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, {"RANK": "0"}, {"RANK": "first", "WORLD_SIZE": "2"}],
-)
-def test_incomplete_variables_are_named(environment: dict[str, str]) -> None:
-    with pytest.raises(InputError, match=r"MASTER_ADDR|RANK, WORLD_SIZE"):
-        from_environment(environment)
+from trainer.config.recipe import load_recipe
+from trainer.distributed.context import DistributedContext
+from trainer.main import choose_stages, main
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +72,16 @@ def test_debug_shows_the_traceback() -> None:
         run_cli(main, ["nowhere.yaml", "--stage", "align", "--debug"])
 
 
-def test_only_the_first_rank_says_what_every_rank_finds(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_fewer_rows_than_ranks_is_said_of_any_stage_before_anything_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
-    assert run_cli(quiet_followers(main), ["nowhere.yaml", "--stage", "align"]) == 2
-    assert capsys.readouterr().err == ""
+    recipe = load_recipe(folder / "recipe.yaml", ["stages.lora.batch.global_rows=1"])
+    for stage in ("all", "lora"):
+        with pytest.raises(
+            InputError, match=r"stages\.lora\.batch\.global_rows: 1, fewer than the 2 ranks of this start"
+        ):
+            choose_stages(recipe, stage, DistributedContext(1, 2))
+    assert choose_stages(recipe, "align", DistributedContext(1, 2)) == ["align"]
 
 
 @pytest.mark.slow
@@ -109,13 +92,22 @@ def test_a_changed_recipe_is_refused_on_resume_and_a_finished_stage_stays(folder
     recipe["stages"]["align"]["duration"] = {"unit": "steps", "count": 2}
     write_recipe(folder / "script.yaml", recipe)
 
-    def start(*words: str) -> subprocess.CompletedProcess[str]:
+    def start(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "trainer/main.py", str(folder / "script.yaml"), "--stage", "align", *words]
-        environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+        environment = {**os.environ, **(variables or {"DS_ACCELERATOR": "cpu"})}
         return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, check=False)
 
+    refused = start(DS_ACCELERATOR="cuda", CUDA_VISIBLE_DEVICES="0")
+    if not torch.cuda.is_available():
+        assert refused.returncode == 2
+        assert "error: GPUs are announced (CUDA_VISIBLE_DEVICES=0), but torch can use none" in refused.stderr
+        assert not (folder / "script").exists()
     first = start()
     assert first.returncode == 0, first.stderr
+    assert re.match(r"rank 0 on \S+: the CPU\ndevice cpu, precision fp32, attention one call a sample\n", first.stdout)
+    lines = [json.loads(line) for line in (folder / "script/align/metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["on"] == {"device": "cpu", "precision": "fp32", "attention": "one call a sample"}
+    assert "on" not in lines[-1]
     assert "finished after 2 steps" in first.stdout
     again = start()
     assert again.returncode == 0

@@ -1,1 +1,1 @@
-"""What a job would run into, found before it is queued: data, masks, memory, disk and hours, without a GPU."""
+"""Checks of a job before it is queued: data, masks, memory, disk and hours, without a GPU."""

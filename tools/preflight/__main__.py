@@ -1,7 +1,8 @@
-"""`sightline preflight RECIPE [key=value]`: what a job would run into, before it is queued and without a GPU.
+"""`sightline preflight RECIPE [key=value]`: checks a job before it is queued, without a GPU.
 
 For every stage (or --stage): parameters, data and masks, memory a GPU, disk, steps and hours. Exit code 1 with a line
-for each reason not to start, 0 without one. What cannot be looked at on this machine is listed as not checked.
+for each reason not to start, 0 without one. What cannot be checked on this machine is listed. --numerics also computes
+gradients on this machine.
 """
 
 from __future__ import annotations
@@ -10,21 +11,22 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.errors import InputError, run_cli
+from models.common.errors import InputError, run_cli
 
 if TYPE_CHECKING:
-    from tools.preflight.stage import Machine
-    from trainer.recipe import Recipe
+    from tools.preflight.machine import Machine
+    from trainer.config.recipe import Recipe
 
 
 def main(argv: list[str]) -> int:
-    """Look at every stage asked for; the exit code."""
+    """Check the requested stages; returns 0 if no problem was found, else 1."""
     arguments = _parse(argv)
     from transformers.utils import logging
 
+    from tools.preflight.machine import Machine
     from tools.preflight.report import Report
-    from tools.preflight.stage import Machine, StageCheck
-    from trainer.recipe import load_recipe
+    from tools.preflight.stage import StageCheck
+    from trainer.config.recipe import load_recipe
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -32,7 +34,12 @@ def main(argv: list[str]) -> int:
     if arguments.run is not None:
         recipe = recipe.model_copy(update={"run": str(arguments.run)})
     machine = Machine(
-        arguments.gpus, parse_bytes(arguments.gpu_memory), arguments.device, arguments.peak_share, arguments.samples
+        arguments.gpus,
+        parse_bytes(arguments.gpu_memory),
+        arguments.device,
+        arguments.peak_share,
+        arguments.samples,
+        arguments.numerics,
     )
     report = Report()
     _describe(recipe, machine)
@@ -72,6 +79,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--device", default="H100", help="whose peak the hours are computed from; default H100")
     add("--peak-share", type=float, default=0.35, help="share of the peak that the run is assumed to reach")
     add("--samples", type=int, default=64, help="samples to encode and measure; default 64")
+    add("--numerics", action="store_true", help="compute a few samples' gradient in the stage's precision and in fp32")
     add("--run", type=Path, help="another run directory than the recipe's")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.gpus < 1 or arguments.samples < 1 or not 0 < arguments.peak_share <= 1:

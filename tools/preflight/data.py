@@ -1,6 +1,6 @@
-"""A stage's data before it is trained on: are the sources there, does every rank get rows, what do samples look like.
+"""A stage's data before it is trained on: the sources exist, every rank gets rows, and a page shows samples.
 
-Owns those checks. Samples come from the training pipeline's own encoder (`trainer.held_out`), the page from
+Owns those checks. Samples come from the training pipeline's own encoder (`trainer.validation.held_out`), the page from
 `tools.shards.show`.
 """
 
@@ -15,19 +15,20 @@ from data_pipeline.config import DataConfig, RowPacking
 from data_pipeline.index import ShardIndex
 from data_pipeline.sample import Encoded
 from data_pipeline.source import open_index
-from models.build import Facts
-from models.errors import InputError
-from models.spec import AnyResImage
+from data_pipeline.unused import remarks
+from models.build import ModelMetadata
+from models.common.errors import InputError
+from models.shapes import Counts
 from tools.preflight.report import Report
-from trainer.config import StageConfig
-from trainer.flops import Counts
-from trainer.held_out import HeldOut
-from trainer.recipe import Recipe
+from trainer.config.recipe import Recipe
+from trainer.config.schema import StageConfig
+from trainer.config.tuning import Frozen
+from trainer.validation.held_out import HeldOut
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """What samples hold: on average, and the longest row that is to be expected."""
+    """Counts of samples: on average, and of the longest expected row."""
 
     mean: Counts
     longest_tokens: int
@@ -35,18 +36,20 @@ class Lengths:
 
 
 def open_sources(data: DataConfig, name: str, report: Report) -> list[ShardIndex]:
-    """Every source's index, or none of them where one is missing, which is a fault."""
+    """Every source's index, or none if one is missing, which is recorded as a fault."""
     indexes = []
     for source in data.sources:
         try:
             indexes.append(open_index(source))
+            for remark in remarks(indexes[-1]):
+                report.fact(f"{name}: {remark}")
         except InputError as error:
             report.fault(f"{name}: {error}")
     return indexes if len(indexes) == len(data.sources) else []
 
 
 def check_shards(stage: StageConfig, indexes: list[ShardIndex], num_gpus: int, seed: int, report: Report) -> int | None:
-    """Whether every slot has a range and every rank rows; the samples of one epoch, or None where there is a fault."""
+    """Check that every slot has samples and every rank rows; returns the samples of one epoch, None after a fault."""
     rows = stage.batch.global_rows
     if rows < num_gpus:
         report.fault(f"batch.global_rows: {rows} rows for {num_gpus} GPUs: some would have none; raise it")
@@ -71,8 +74,10 @@ def check_shards(stage: StageConfig, indexes: list[ShardIndex], num_gpus: int, s
     return num_samples
 
 
-def look_at_samples(stage: StageConfig, held_out: HeldOut, facts: Facts, page: Path, report: Report) -> Lengths | None:
-    """Encode the samples and write a page of some of them with their masks; what they hold."""
+def look_at_samples(
+    stage: StageConfig, held_out: HeldOut, facts: ModelMetadata, page: Path, report: Report
+) -> Lengths | None:
+    """Encode the samples and write a page of some of them with their masks; returns their counts."""
     found, reasons = [], []
     for sample in held_out.encoded(range(held_out.num_samples)):
         if isinstance(sample, Encoded):
@@ -88,6 +93,12 @@ def look_at_samples(stage: StageConfig, held_out: HeldOut, facts: Facts, page: P
     total = Counts(0, 0, 0, 0, 0)
     for sample in found:
         total += Counts.of_sample(sample.num_tokens, sample.num_targets, len(sample.tiles))
+    blind = [part for part in ("vision", "projector") if not isinstance(getattr(stage.tune, part), Frozen)]
+    if blind and not any(len(sample.tiles) for sample in found):
+        report.fault(
+            f"data: none of {len(found)} samples has an image, so {' and '.join(blind)} would learn nothing; freeze"
+            " them (tune), or look at the sources"
+        )
     longest = max(sample.num_tokens for sample in found)
     mean = total.times(1 / len(found))
     report.fact(
@@ -97,21 +108,21 @@ def look_at_samples(stage: StageConfig, held_out: HeldOut, facts: Facts, page: P
     return Lengths(mean, longest, f"{len(found)} samples")
 
 
-def _render(held_out: HeldOut, facts: Facts, page: Path, report: Report) -> None:
-    from tools.shards.show import write_page
+def _render(held_out: HeldOut, facts: ModelMetadata, page: Path, report: Report) -> None:
+    from tools.shards.show import render_tokens, write_page
 
     page.parent.mkdir(parents=True, exist_ok=True)
-    shown = write_page(held_out.indexes[0], held_out.encoder, facts.tokenizer, 16, page)
+    shown = write_page(held_out.indexes[0], render_tokens(held_out.encoder, facts.tokenizer), 16, page)
     report.fact(f"{shown} samples with their masks: {page}")
 
 
-def check_features(held_out: HeldOut, facts: Facts, features_per_tile: int, report: Report) -> None:
-    """Image tokens of some samples against the features of their tiles, by arithmetic. AnyRes leaves features out."""
-    if isinstance(facts.image.fit, AnyResImage):
-        return
+def check_features(held_out: HeldOut, facts: ModelMetadata, features_per_tile: int, report: Report) -> None:
+    """Compare image tokens with their tiles' features, by arithmetic; says so where a sample has an image."""
+    has_compared = False
     for sample in held_out.encoded(range(min(8, held_out.num_samples))):
-        if not isinstance(sample, Encoded):
+        if not isinstance(sample, Encoded) or not len(sample.tiles):
             continue
+        has_compared = True
         found = int((sample.input_ids == facts.text.image_token_id).sum())
         if found != len(sample.tiles) * features_per_tile:
             report.fault(
@@ -119,17 +130,17 @@ def check_features(held_out: HeldOut, facts: Facts, features_per_tile: int, repo
                 f" {features_per_tile} features: model.vision and the preprocessor beside it do not fit"
             )
             return
-    report.fact(f"image tokens are as many as features: {features_per_tile} a tile")
+    if has_compared:
+        report.fact(f"image tokens are as many as features: {features_per_tile} a tile")
 
 
-def check_forward(recipe: Recipe, stage: StageConfig, facts: Facts, held_out: HeldOut, report: Report) -> None:
+def check_forward(recipe: Recipe, stage: StageConfig, facts: ModelMetadata, held_out: HeldOut, report: Report) -> None:
     """One real forward of a small model over a few samples: image tokens and features must be as many."""
     import torch
 
     from data_pipeline.batch import collate
     from models.build import build_vlm
-    from trainer.objectives import build_objective
-    from trainer.step import TrainStep
+    from trainer.engine.train_step import TrainingTask
 
     few = range(min(4, held_out.num_samples))
     rows = [(sample,) for sample in held_out.encoded(few) if isinstance(sample, Encoded)]
@@ -139,7 +150,7 @@ def check_forward(recipe: Recipe, stage: StageConfig, facts: Facts, held_out: He
     batch = collate(rows, facts.text)
     try:
         with torch.no_grad():
-            sums = TrainStep(vlm, build_objective(stage.objective), "fp32").eval()(batch)
+            sums = TrainingTask(vlm, stage.objective.build(), "fp32").eval()(batch)
     except ValueError as error:
         report.fault(f"model: {error}")
         return
@@ -148,7 +159,7 @@ def check_forward(recipe: Recipe, stage: StageConfig, facts: Facts, held_out: He
 
 
 def row_counts(stage: StageConfig, lengths: Lengths, *, worst: bool) -> Counts:
-    """What a micro-batch holds: on average, or at worst, every row as long as the longest sample seen."""
+    """Counts of a micro-batch: on average, or at worst with every row as long as the longest sample seen."""
     if isinstance(stage.data.packing, RowPacking):
         row = lengths.mean.times(stage.data.packing.row_tokens / lengths.mean.tokens)
     elif worst:

@@ -1,4 +1,4 @@
-"""What a recipe's pretrained parts look like, where their weights may not lie on this machine.
+"""The shapes of a recipe's pretrained parts, even if their weights are not on this machine.
 
 Owns finding each part's config.json (its directory, the hub's cache, the facts of well-known models below) and counting
 parameters exactly: the parts are built on PyTorch's meta device, which has shapes and no memory.
@@ -6,20 +6,21 @@ parameters exactly: the parts are built on PyTorch's meta device, which has shap
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import InputError
-from models.source import read_json
-from trainer.config import Frozen, Full, Lora, TuningPlan
+from models.common.documents import read_json
+from models.common.errors import InputError
+from models.common.source import PartFacts, local_directory
+from models.languages.base import FrozenFormat
+from models.languages.nf4 import layers_left_whole
+from trainer.config.tuning import Frozen, Full, Lora, TuningPlan
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from models.config import LanguageConfig, ModelConfig, VisionConfig
+    from models.config import ModelSource
 
 _CLIP_L: dict[str, Any] = {
     "model_type": "clip_vision_model",
@@ -98,23 +99,13 @@ KNOWN: dict[str, dict[str, Any]] = {
 """config.json of the models that the shipped recipes name, as far as shapes go; from their pages on the hub."""
 
 
-@dataclass(frozen=True)
-class PartFacts:
-    """A part's config.json and where it was found."""
-
-    config: dict[str, Any]
-    source: str
-    directory: Path | None
-    """Where its weights and files lie; None: not on this machine."""
-
-
 def find_part(path: str) -> PartFacts:
     """The configuration of the part at `path`, a directory or a hub name; nothing is downloaded.
 
-    Raises InputError where neither the machine nor the table of well-known models has it.
+    Raises InputError if neither the machine nor the table of well-known models has it.
     """
-    local = Path(path).expanduser()
-    if local.is_dir():
+    local = local_directory(path)
+    if local is not None:
         return PartFacts(read_json(local, "config.json"), str(local / "config.json"), local)
     from huggingface_hub import try_to_load_from_cache
 
@@ -122,82 +113,48 @@ def find_part(path: str) -> PartFacts:
     if isinstance(cached, str):
         folder = Path(cached).parent
         complete = any(folder.glob("*.safetensors"))
-        return PartFacts(json.loads(Path(cached).read_text(encoding="utf-8")), cached, folder if complete else None)
+        return PartFacts(read_json(folder, "config.json"), cached, folder if complete else None)
     if path in KNOWN:
         return PartFacts(KNOWN[path], f"{path}: not on this machine; its published shapes", None)
     raise InputError(f"{path}: no such directory, not in the hub's cache, and its shapes are not known here")
 
 
-def text_facts(model: ModelConfig) -> dict[str, Any] | None:
-    """The config.json of the text encoder that a Q-Former starts from; None for other projectors."""
-    from models.config import QFormerProjector
-
-    return find_part(model.projector.path).config if isinstance(model.projector, QFormerProjector) else None
-
-
-def find_part_of(config: VisionConfig | LanguageConfig) -> PartFacts:
-    """The configuration of a part of a recipe; of a new decoder, whose directory is its tokenizer's."""
-    from models.config import DecoderLanguage, OpenClipVision
-    from models.language import decoder_facts
-    from models.vision_open_clip import clip_shape
-
-    if isinstance(config, OpenClipVision):
-        weights = Path(config.weights)
-        return PartFacts(
-            clip_shape(config), f"open_clip {config.architecture}", weights.parent if weights.is_file() else None
-        )
-    if isinstance(config, DecoderLanguage):
-        tokenizer = find_part(config.tokenizer)
-        facts = decoder_facts(config, int(tokenizer.config["vocab_size"]) + 1)  # and the image token
-        return PartFacts(facts, f"a new decoder; its vocabulary: {tokenizer.source}", tokenizer.directory)
-    return find_part(config.path)
-
-
 @dataclass(frozen=True)
 class PartCount:
-    """Parameters of one part: those that stay as they are, and those that learn (adapters included)."""
+    """Parameters of one part: the frozen ones, and the trained ones (adapters included)."""
 
     frozen: int
     trained: int
     quantizable: int = 0
-    """Elements of the frozen linears that `load: nf4` or `int8` shrinks."""
+    """Elements of the frozen linears that the part's `load` (`nf4` or `int8`) shrinks."""
 
 
-def count_parts(
-    model: ModelConfig, vision: Mapping[str, Any], language: Mapping[str, Any], plan: TuningPlan
-) -> dict[str, PartCount]:
-    """`PartCount` of vision, projector and language, exact."""
+def count_parts(model: ModelSource, plan: TuningPlan) -> dict[str, PartCount]:
+    """`PartCount` of vision, projector, language and, where there are any, heads for further tokens; exact.
+
+    Raises InputError where a part's shapes are not known here, or the plan names a module that is not there.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    import models.own_decoder  # noqa: F401 - makes its configuration known
+    import models.scratch_decoder  # noqa: F401 - makes its configuration known
     from models.anyres import with_newline
-    from models.future import build_future
-    from models.projectors import build_projector
+    from models.mtp.heads import build_heads
 
     with torch.device("meta"):
-        seen = _vision_module(model, dict(vision))
-        decoder = AutoModelForCausalLM.from_config(_config(dict(language)))
+        vision = model.vision.without_weights(find_part)
+        config = _config(dict(model.language.facts(find_part).config))
+        decoder = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         width = decoder.config.hidden_size
-        projector = build_projector(model.projector, seen.config.hidden_size, width, text_facts=text_facts(model))
+        projector = model.projector.build(vision.config.hidden_size, width, find_part)
         projector = with_newline(projector, model.image, width)
-        future = build_future(model.future, decoder.config) if model.future is not None else None
+        mtp = build_heads(model.future, decoder.config) if model.future is not None else None
     return {
-        "vision": _count(seen, plan.vision),
-        "projector": _count(projector, plan.projector),
-        "language": _count(decoder, plan.language),
-        **({"future": _count(future, plan.future)} if future is not None else {}),
+        "vision": _count(vision, "vision", plan.vision),
+        "projector": _count(projector, "projector", plan.projector),
+        "language": _count(decoder, "language", plan.language, model.language.frozen_format),
+        **({"future": _count(mtp, "future", plan.future)} if mtp is not None else {}),
     }
-
-
-def _vision_module(model: ModelConfig, facts: dict[str, Any]) -> Any:
-    import transformers
-
-    from models.vision import FAMILIES
-
-    facts = facts.get("vision_config", facts)
-    model_class = getattr(transformers, FAMILIES[model.vision.kind].class_name)
-    return model_class(model_class.config_class(**{k: v for k, v in facts.items() if k != "model_type"}))
 
 
 def _config(facts: dict[str, Any]) -> Any:
@@ -208,26 +165,35 @@ def _config(facts: dict[str, Any]) -> Any:
     return AutoConfig.for_model(kind, **facts)
 
 
-def _count(module: nn.Module, tuning: Frozen | Full | Lora) -> PartCount:
-    from torch import nn
+def _count(module: nn.Module, part: str, tuning: Frozen | Full | Lora, load: FrozenFormat = "full") -> PartCount:
+    from trainer.engine.tuning import adapted_modules, check_names, is_inside
 
+    check_names(module, part, tuning)
     total = sum(parameter.numel() for parameter in module.parameters())
-    linears = {
-        name: each for name, each in module.named_modules() if isinstance(each, nn.Linear) and "lm_head" not in name
-    }
     if isinstance(tuning, Full):
-        from trainer.tuning import is_inside
-
         kept = [
             value.numel()
             for name, value in module.named_parameters()
             if any(is_inside(f"part.{name}", "part", chosen) for chosen in tuning.frozen)
         ]
         return PartCount(sum(kept), total - sum(kept))
-    quantizable = sum(each.weight.numel() for each in linears.values())
+    quantizable = _num_quantizable(module, load)
     if not isinstance(tuning, Lora):
         return PartCount(total, 0, quantizable)
-    everything = tuning.targets == "all_linear"
-    adapted = [each for name, each in linears.items() if everything or name.rpartition(".")[2] in tuning.targets]
-    adapters = tuning.rank * sum(each.in_features + each.out_features for each in adapted)
+    sizes = [next(each.parameters()).shape for each in adapted_modules(module, tuning).values()]
+    adapters = tuning.rank * sum(sum(size) for size in sizes)
     return PartCount(total, adapters, quantizable)
+
+
+def _num_quantizable(module: nn.Module, load: FrozenFormat) -> int:
+    """Elements of the linear layers that `load` quantizes."""
+    from torch import nn
+
+    if load == "full":
+        return 0
+    whole = layers_left_whole(module, ["lm_head"]) if load == "nf4" else []
+    return sum(
+        each.weight.numel()
+        for name, each in module.named_modules()
+        if isinstance(each, nn.Linear) and "lm_head" not in name and name not in whole
+    )

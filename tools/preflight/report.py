@@ -1,6 +1,6 @@
-"""What preflight says: facts and tables as they are found, faults at the end with the exit code.
+"""Preflight's output: facts and tables as they are found, faults at the end with the exit code.
 
-Owns the words' order only. A fault is a reason not to queue the job; what could not be looked at is said, never passed.
+Owns only the layout. A fault is a reason not to queue the job; unchecked items are always listed.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Report:
-    """Collects what is found, and prints it as it comes."""
+    """Collects findings, and prints them at once."""
 
     faults: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
 
     def title(self, text: str) -> None:
-        """A new section."""
+        """Begin a section."""
         print(f"\n{text}", flush=True)
 
     def fact(self, text: str) -> None:
-        """Something that is as it is."""
+        """Print a finding that does not prevent a start."""
         print(f"  {text}", flush=True)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
@@ -32,21 +32,22 @@ class Report:
             print(f"  {row[0].ljust(widths[0])}  {'  '.join(cells)}", flush=True)
 
     def fault(self, text: str) -> None:
-        """A reason not to start; said once."""
+        """Record a reason not to start; repeated ones are dropped."""
         if text not in self.faults:
             self.faults.append(text)
 
     def leave_out(self, text: str) -> None:
-        """Something that could not be checked here, and why."""
+        """Record what could not be checked on this machine, and why."""
         self.unchecked.append(text)
 
     def close(self) -> int:
-        """Print what is wrong and what is not known; the exit code."""
+        """Print faults and unchecked items; returns the exit code."""
         if self.unchecked:
             self.title("not checked")
             for text in self.unchecked:
                 self.fact(text)
-        self.title("faults" if self.faults else "nothing stands in the way")
+        fine = f"no fault in what was checked; {len(self.unchecked)} of the checks could not be made here, see above"
+        self.title("faults" if self.faults else fine if self.unchecked else "nothing stands in the way")
         for text in self.faults:
             self.fact(text)
         return 1 if self.faults else 0

@@ -1,7 +1,7 @@
-"""`python -m tools.preflight.sizing RECIPE --stage S`: memory and hours by number of GPUs and division of the state.
+"""`python -m tools.preflight.sizing RECIPE --stage S`: memory and hours by number of GPUs and ds_config.
 
-Prints a Markdown table, computed from shapes by preflight's own arithmetic: what a GPU holds at the peak of a step
-under each ds_config, and the hours of the stage. Owns the table only. Samples are not looked at: each counts as
+Prints a Markdown table, computed from shapes by preflight's own arithmetic: a GPU's memory at the peak of a step
+under each ds_config, and the hours of the stage. Owns the table only. Samples are not read: each counts as
 `max_length` tokens, so hours are an upper bound.
 """
 
@@ -11,14 +11,14 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from models.errors import InputError, run_cli
+from models.common.errors import InputError, run_cli
 
 if TYPE_CHECKING:
+    from models.shapes import ModelShape
     from tools.preflight.data import Lengths
     from tools.preflight.geometry import PartCount
-    from trainer.config import StageConfig
-    from trainer.recipe import Recipe
-    from trainer.shapes import ModelShape
+    from trainer.config.recipe import Recipe
+    from trainer.config.schema import StageConfig
 
 DIVISIONS = ("zero2", "zero3", "zero2_offload", "zero3_offload")
 GPUS = (1, 8, 64, 512)
@@ -26,13 +26,13 @@ GPUS = (1, 8, 64, 512)
 
 def main(argv: list[str]) -> int:
     """Print the table of one stage."""
-    from tools.preflight.__main__ import parse_bytes
-    from trainer.flops import peak_flops
-    from trainer.recipe import load_recipe
-
     arguments = _parse(argv)
+    from tools.preflight.__main__ import parse_bytes
+    from trainer.config.recipe import load_recipe
+    from trainer.flops.utilisation import peak_flops
+
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    sizes = open_sizes(recipe, arguments.stage)
+    sizing = size_stage(recipe, arguments.stage)
     peak = peak_flops(arguments.device)
     if peak is None:
         raise InputError(f"--device {arguments.device}: its peak is not known; a name like H100 or A100 was expected")
@@ -40,15 +40,15 @@ def main(argv: list[str]) -> int:
     print(f"| GPUs | rows a step and GPU | {' | '.join(DIVISIONS)} | hours on {arguments.device} |")
     print("|" + "---:|" * (len(DIVISIONS) + 3))
     for num_gpus in GPUS:
-        cells = [sizes.memory(num_gpus, division, limit) for division in DIVISIONS]
-        hours = sizes.hours(num_gpus, peak * arguments.peak_share)
-        print(f"| {num_gpus} | {sizes.rows(num_gpus)} | {' | '.join(cells)} | {hours} |")
+        cells = [sizing.memory(num_gpus, division, limit) for division in DIVISIONS]
+        hours = sizing.hours(num_gpus, peak * arguments.peak_share)
+        print(f"| {num_gpus} | {sizing.rows(num_gpus)} | {' | '.join(cells)} | {hours} |")
     return 0
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """A stage as numbers."""
+class StageSizing:
+    """The inputs of a stage's memory and hours that do not depend on the number of GPUs."""
 
     stage: StageConfig
     shape: ModelShape
@@ -61,7 +61,7 @@ class Sizes:
         return max(1, self.stage.batch.global_rows // num_gpus)
 
     def memory(self, num_gpus: int, division: str, limit: float) -> str:
-        """GB of one GPU; in brackets where they are more than it has."""
+        """GB of one GPU; in brackets if it has less."""
         from tools.preflight.data import row_counts
         from tools.preflight.memory import estimate, read_settings
 
@@ -83,10 +83,10 @@ class Sizes:
         return text if found.total <= limit else f"({text})"
 
     def hours(self, num_gpus: int, flops_per_s: float) -> str:
-        """Of the whole stage at so many FLOP/s a GPU; none where GPUs are left without a row."""
+        """Of the whole stage at so many FLOP/s a GPU; none if some GPUs get no row."""
         from tools.preflight.data import row_counts
-        from tools.preflight.stage import num_steps
-        from trainer.needs import stage_needs
+        from tools.preflight.hours import num_steps
+        from trainer.flops.estimator import flops_estimator
 
         steps = num_steps(self.stage, self.lengths, None)
         if steps is None:
@@ -95,21 +95,20 @@ class Sizes:
             return "fewer rows than GPUs"
         row = row_counts(self.stage, self.lengths, worst=False).times(1 / self.stage.batch.micro_rows)
         step = row.times(self.stage.batch.global_rows)
-        flops = steps * sum(part.total for part in stage_needs(self.stage, self.shape)(step).values())
+        flops = steps * sum(part.total for part in flops_estimator(self.stage, self.shape)(step).values())
         return f"{flops / (flops_per_s * num_gpus) / 3600:.1f}"
 
 
-def open_sizes(recipe: Recipe, name: str) -> Sizes:
-    """The stage's shapes, from each part's config.json or what is known of it."""
-    from tools.preflight.geometry import count_parts, find_part_of, text_facts
-    from tools.preflight.stage import assumed_lengths
-    from trainer.shapes import model_shape
+def size_stage(recipe: Recipe, name: str) -> StageSizing:
+    """The stage's shapes, from each part's config.json or the table of known models."""
+    from tools.preflight.geometry import count_parts, find_part
+    from tools.preflight.hours import assumed_lengths
+    from trainer.flops.shapes import model_shape
 
     stage, model = recipe.stage(name), recipe.model
-    vision, language = (find_part_of(part).config for part in (model.vision, model.language))
-    shape = model_shape(model, vision, language, text_facts(model))
-    counts = count_parts(model, vision, language, stage.tune)
-    return Sizes(stage, shape, counts, assumed_lengths(recipe, name, shape), getattr(model.language, "load", "full"))
+    shape = model_shape(model, find_part)
+    lengths = assumed_lengths(recipe, name, shape)
+    return StageSizing(stage, shape, count_parts(model, stage.tune), lengths, model.language.frozen_format)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -1,6 +1,6 @@
-"""Reads every sample of a set as training would, and says which cannot be used.
+"""Reads every sample of a set as training would, and lists those that cannot be used.
 
-Owns the walk; what makes a sample unusable is decided where it is read (`data_pipeline.index`, `.record`, `.images`).
+Owns the walk; the readers decide what makes a sample unusable (`data_pipeline.index`, `.record`, `.images`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 
-from data_pipeline.images import open_picture
+from data_pipeline.images import open_image
 from data_pipeline.index import ShardIndex
 from data_pipeline.record import read_record
-from models.errors import InputError
+from models.common.errors import AwayError, InputError, single_line
 
 _CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A sample that cannot be used."""
+    """A sample that training could not use, and why."""
 
     shard: str
     key: str
@@ -29,7 +29,7 @@ class Broken:
 
 
 def broken_samples(index: ShardIndex, *, jobs: int = 1, progress: bool = False) -> Iterator[Broken]:
-    """Every broken sample, in the order of the set."""
+    """Read every sample of a set, by `jobs` processes; yields the broken ones in the order of the set."""
     from tqdm import tqdm
 
     chunks = [range(start, min(start + _CHUNK, len(index))) for start in range(0, len(index), _CHUNK)]
@@ -46,12 +46,17 @@ def broken_samples(index: ShardIndex, *, jobs: int = 1, progress: bool = False) 
 
 
 def check_range(index: ShardIndex, samples: range) -> list[Broken]:
-    """The broken samples among some of a set."""
+    """Read the samples of one range; the broken ones among them."""
     found = []
     for sample in samples:
         try:
-            for picture in read_record(index.read(sample)).pictures:
-                open_picture(picture)
+            for image in read_record(index.read(sample)).images:
+                open_image(image)
         except InputError as error:
             found.append(Broken(index.shard_of(sample), index.key_of(sample), str(error)))
+        except AwayError:
+            raise
+        except Exception as error:  # as in training, whatever a decoder raises costs the sample
+            reason = f"{type(error).__name__}: {single_line(error)}"
+            found.append(Broken(index.shard_of(sample), index.key_of(sample), reason))
     return found

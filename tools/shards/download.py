@@ -1,6 +1,6 @@
-"""One file over HTTP: resumed where it broke off, tried again, checked, and whole or not there.
+"""One file over HTTP: resumed after an interruption, retried, verified, and complete or absent.
 
-Owns the bytes of one file. Which files, and what becomes of them, is in `tools.shards.fetch`.
+Owns the bytes of one file. `tools.shards.fetch` chooses the files and processes them.
 
     NAME.part + NAME.part.tag  --Range, If-Range-->  NAME.part  --size, sha256-->  NAME
 """
@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from models.errors import InputError
+from models.common.errors import InputError
 
 NUM_TRIES = 5
 FIRST_WAIT_S = 1.0
@@ -27,16 +27,16 @@ _WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class BrokenOffError(Exception):
-    """A try that came to nothing and may succeed the next time."""
+    """A failed try that may succeed when repeated."""
 
 
 def download(url: str, target: Path, *, num_bytes: int | None, sha256: str | None, progress: bool = False) -> None:
-    """Fetch a file to `target`, going on with what an earlier call left in `target`.part.
+    """Fetch a file to `target`, resuming from `target`.part of an earlier call.
 
-    Waits 1, 2, 4, … seconds between tries; only tries in a row that bring nothing new count.
+    Waits 1, 2, 4, … seconds between tries; only consecutive tries without new bytes count.
 
     Raises:
-        InputError: an answer that will not change, too many tries in vain, another size or checksum, a full disk.
+        InputError: a permanent error, too many failed tries, another size or checksum, a full disk.
     """
     part = target.with_name(f"{target.name}.part")
     num_failures, most = 0, _size(part)
@@ -49,7 +49,7 @@ def download(url: str, target: Path, *, num_bytes: int | None, sha256: str | Non
             most = max(most, _size(part))
             if num_failures >= NUM_TRIES:
                 raise InputError(
-                    f"{url} broke off {NUM_TRIES} times in a row ({error}); run the command again and it goes on"
+                    f"{url} broke off {NUM_TRIES} times in a row ({error}); run the command again to resume"
                 ) from None
             time.sleep(min(FIRST_WAIT_S * 2**num_failures, LONGEST_WAIT_S))
         except OSError as error:
@@ -60,7 +60,7 @@ def download(url: str, target: Path, *, num_bytes: int | None, sha256: str | Non
 
 
 def _try_once(url: str, part: Path, num_bytes: int | None, progress: bool) -> None:
-    """Ask for the bytes that are missing and append them; a server that starts anew overwrites."""
+    """Ask for the bytes that are missing and append them; if the server restarts from 0, they are overwritten."""
     start = _size(part)
     if num_bytes is not None and start == num_bytes:
         return
@@ -124,7 +124,7 @@ def _append(response: Any, part: Path, start: int, total: int | None, progress: 
 
 
 def _verify(url: str, part: Path, num_bytes: int | None, sha256: str | None) -> None:
-    """Size and checksum; what is wrong is removed, so that the next run begins anew."""
+    """Check size and checksum; a wrong file is removed, so that the next run starts again."""
     found = "nothing" if _size(part) == 0 else ""
     if num_bytes is not None and _size(part) != num_bytes:
         found = f"{_size(part)} bytes, expected {num_bytes}"

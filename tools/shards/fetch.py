@@ -1,15 +1,14 @@
-"""A named data set -> a directory of its files: downloaded, checked, unpacked; all of it or nothing.
+"""A named data set -> a directory of its files: downloaded, checked, unpacked; complete or absent.
 
-Owns the order of work and what becomes of a file that has arrived. Does not own the addresses
-(`tools.shards.sources`), the transfer of one file (`tools.shards.download`) nor pictures that lie one by one at
-addresses of their own (`tools.shards.pictures`).
+Owns the order of work and the processing of complete files. Does not own the addresses
+(`tools.shards.sources`), the transfer of one file (`tools.shards.download`) nor tables of single images' addresses
+(`tools.shards.images`).
 
     .OUT.fetching/NAME.part -> NAME (checked) -> unpacked, marked done -> … -> OUT
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import stat
 import zipfile
@@ -17,12 +16,14 @@ import zlib
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from models.errors import InputError
+from models.common.documents import parse
+from models.common.errors import InputError
+from models.common.files import new_file
 from tools.shards.download import download
 from tools.shards.sources import SOURCES, Source, SourceFile
 
 _DONE = ".done"
-"""Holds an empty file for each file of the source that has arrived whole."""
+"""Has an empty file for each file of the source that is complete."""
 
 
 def source_named(name: str) -> Source:
@@ -37,14 +38,14 @@ def source_named(name: str) -> Source:
 
 
 def fetch_source(name: str, out: Path, *, base_url: str | None = None, progress: bool = False) -> Source:
-    """Fetch every file of a data set to `out`, going on with what a broken-off call left behind.
+    """Fetch every file of a data set to `out`, resuming an interrupted call.
 
     Args:
         base_url: a mirror that serves the files under the same paths.
 
     Raises:
-        InputError: an unknown name, `out` exists, or a file (named) that cannot be had, is not what it should be, or
-            is a zip that would leave its directory.
+        InputError: an unknown name, `out` exists, or a file (named) that cannot be fetched, is not as expected, or is a
+    zip that would write outside its directory.
     """
     source = source_named(name)
     if base_url is not None and not base_url.startswith(("http://", "https://")):
@@ -64,7 +65,7 @@ def fetch_source(name: str, out: Path, *, base_url: str | None = None, progress:
 
 
 def _prepare(work: Path, name: str) -> None:
-    """Go on in the directory of a broken-off run; another data set's is not touched."""
+    """Resume in the directory of an interrupted run; another data set's is not touched."""
     mark = work / _DONE / f"of-{name}"
     if work.exists() and not mark.exists():
         raise InputError(f"{work} holds another unfinished download: finish it, remove it or choose another directory")
@@ -89,18 +90,21 @@ def _fetch_file(file: SourceFile, work: Path, base_url: str | None, progress: bo
 
 
 def _take(file: SourceFile, target: Path, progress: bool) -> None:
-    """Check that a file can be read and leave what it is for; ValueError or BadZipFile where it cannot."""
+    """Check that a file can be read, and unpack or keep it; raises ValueError or BadZipFile if it cannot."""
     if target.suffix == ".zip":
         unpack(target, target.parent, progress=progress)
         target.unlink()
     elif target.suffix == ".json":
-        json.loads(target.read_bytes())
+        try:
+            parse(target.read_bytes(), "the JSON")
+        except InputError as error:
+            raise ValueError(str(error)) from None
     elif file.columns:
         _add_heading(target, file.columns)
 
 
 def unpack(path: Path, folder: Path, *, progress: bool = False) -> None:
-    """Unpack a zip below `folder`, each member checked against its crc32. Looks at all names before it writes.
+    """Unpack a zip below `folder`, each member checked against its crc32. Checks all names before it writes.
 
     Raises:
         BadZipFile: damaged, a name that leaves the folder, a link, or a password.
@@ -130,10 +134,13 @@ def _check_member(member: zipfile.ZipInfo) -> None:
 
 
 def _add_heading(path: Path, columns: tuple[str, ...]) -> None:
-    """Put the columns' names before a table of tabs, after a look at every row."""
+    """Prepend the columns' names to a tab-separated table, after checking every row."""
     heading = "\t".join(columns) + "\n"
-    temporary = path.with_name(f".{path.name}.tmp")
-    with path.open(encoding="utf-8", newline="\n") as source, temporary.open("w", encoding="utf-8") as stream:
+    with (
+        new_file(path) as temporary,
+        path.open(encoding="utf-8", newline="\n") as source,
+        temporary.open("w", encoding="utf-8") as stream,
+    ):
         stream.write(heading)
         for number, line in enumerate(source, start=1):
             if line == heading and number == 1:
@@ -141,4 +148,3 @@ def _add_heading(path: Path, columns: tuple[str, ...]) -> None:
             if line.count("\t") != len(columns) - 1:
                 raise ValueError(f"line {number} has not {len(columns)} columns")
             stream.write(line)
-    temporary.rename(path)

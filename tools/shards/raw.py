@@ -1,190 +1,187 @@
-"""Raw data -> a list of samples still to be written: which pictures, which text.
+"""Raw data -> a list of samples still to be written: which images, which text.
 
-Owns the formats that people have (LLaVA's JSON, tables of captions, folders) and finding what is wrong with them before
-anything is written. Does not own tars (`tools.shards.write`).
+Owns what the records that people have mean: LLaVA's and chats', captions, folders. Does not own the files' formats
+(`tools.shards.tables`), whether a sample can be used (`tools.shards.examine`) nor tars (`tools.shards.write`).
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.images import PICTURE_EXTENSIONS
-from data_pipeline.record import check_turns, parse_conversation
-from models.errors import InputError
+from data_pipeline.image_kinds import IMAGE_EXTENSIONS, UNREADABLE_EXTENSIONS, image_kind
+from models.common.errors import InputError
+from tools.shards.tables import CAPTION_FIELDS, CHAT_FIELDS, IMAGE_FIELDS, Row, read_rows, read_text
 
-PICTURE_FIELDS = ("file_name", "image", "image_path", "filepath", "file")
-CAPTION_FIELDS = ("caption", "text", "title")
+_LONGEST_NAME = 1000
+"""Characters; a longer value is no file name."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawSample:
-    """One sample to be written. Exactly one of `caption` and `record` is given."""
+    """One sample to be written. One of `caption` and `record` is given, or else `problem`."""
 
-    pictures: tuple[Path, ...]
+    images: tuple[Path | bytes, ...]
+    """Files, or images that stood in the record itself."""
     caption: str | None = None
     """Goes into KEY.txt."""
     record: Mapping[str, Any] | None = None
     """Goes into KEY.json."""
+    where: str = ""
+    """What names the record in an error."""
+    problem: str = ""
+    """Why its record cannot be used, with its name."""
 
 
-def read_llava(path: Path, images: Path) -> list[RawSample]:
+def collect(rows: Iterable[tuple[Row, str]], read: Callable[[Mapping[str, Any], str], RawSample]) -> list[RawSample]:
+    """Read every record; one that cannot be used becomes a sample that says why, so that all of them are named."""
+    found = []
+    for row, where in rows:
+        try:
+            if isinstance(row, InputError):
+                raise row
+            found.append(read(row, where))
+        except InputError as error:
+            found.append(RawSample((), where=where, problem=str(error)))
+    return found
+
+
+def read_llava(path: Path, folder: Path | None) -> list[RawSample]:
     """LLaVA's format: [{"id", "image": FILE or [FILE, …] or absent, "conversations": […]}, …].
 
+    `images` and `messages` (LLaMA-Factory, ms-swift), base64 and the hub's {"bytes", "path"} are taken as well.
+
     Raises:
-        InputError: missing, empty, another shape, or a record (named) without its picture or with bad turns.
+        InputError: missing, empty, or another file format.
     """
-    return [_llava_sample(row, where, images) for row, where in _rows(path)]
+    return collect(read_rows(path), lambda row, where: _llava_sample(row, where, folder))
 
 
-def _llava_sample(row: Mapping[str, Any], where: str, images: Path) -> RawSample:
-    where = f"{where} ({row['id']})" if "id" in row else where
-    if "conversations" not in row:
+def _llava_sample(row: Mapping[str, Any], where: str, folder: Path | None) -> RawSample:
+    where = f"{where} ({row['id']})" if row.get("id") is not None else where
+    chat = next((row[name] for name in CHAT_FIELDS if row.get(name) is not None), None)
+    if chat is None:
         raise InputError(f"{where} has no `conversations`; this is not LLaVA's format")
-    names = row.get("image") or []
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{where}: `image` must be a file name or a list of them")
-    pictures = tuple(existing(images, name, where) for name in names)
-    try:
-        check_turns(parse_conversation(row["conversations"]), len(pictures))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    record = {key: row[key] for key in ("id", "conversations") if key in row}
-    return RawSample(pictures, record=record)
+    image, images = row.get("image"), row.get("images")
+    if image and images and images not in (image, [image]):
+        raise InputError(f"{where} has both `image` and `images`, which differ: keep one")
+    named = image or images or []
+    values = named if isinstance(named, list) else [named]
+    images = tuple(image_of(value, folder, where) for value in values)
+    record = {key: row[key] for key in ("id",) if row.get(key) is not None} | {"conversations": chat}
+    return RawSample(images, record=record, where=where)
 
 
-def read_captions(path: Path, images: Path, prompt: str) -> list[RawSample]:
-    """A table (JSON, JSON Lines, CSV with a heading, or parquet) of file names and captions.
+def read_captions(path: Path, folder: Path | None, prompt: str) -> list[RawSample]:
+    """A table (JSON, JSON Lines, CSV with a heading, or parquet) of images and captions.
 
     Raises:
-        InputError: missing, empty, columns that are not known, or a row (named) without its picture or caption.
+        InputError: missing, empty, or columns that are not known.
     """
-    found = []
-    for row, where in _rows(path):
-        name = _field(row, PICTURE_FIELDS, where)
-        caption = _field(row, CAPTION_FIELDS, where)
-        found.append(captioned(existing(images, name, where), caption, prompt))
-    return found
+    return collect(read_rows(path), lambda row, where: _caption_sample(row, where, folder, prompt))
+
+
+def _caption_sample(row: Mapping[str, Any], where: str, folder: Path | None, prompt: str) -> RawSample:
+    image = next((row[name] for name in IMAGE_FIELDS if row.get(name)), None)
+    captions = [row[name] for name in CAPTION_FIELDS if isinstance(row.get(name), str)]
+    caption = next((text for text in captions if text.strip()), captions[0] if captions else None)
+    for value, names in ((image, IMAGE_FIELDS), (caption, CAPTION_FIELDS)):
+        if value is None:
+            raise InputError(
+                f"{where}: none of the fields {', '.join(names)} holds anything; found {', '.join(map(str, row))}"
+            )
+    assert caption is not None
+    return captioned(image_of(image, folder, where), caption.strip(), prompt, where)
 
 
 def read_folder(folder: Path, prompt: str) -> list[RawSample]:
-    """Every picture below a folder, with the text of the .txt beside it.
+    """Every image below a folder, known by its content or its ending, with the text of the .txt beside it.
 
     Raises:
-        InputError: no such folder, no pictures in it, or a picture (named) without text.
+        InputError: no such folder, or no images in it.
     """
     if not folder.is_dir():
         raise InputError(f"no directory {folder}")
-    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in PICTURE_EXTENSIONS)
-    if not pictures:
-        raise InputError(f"{folder} holds no pictures ({', '.join(sorted(PICTURE_EXTENSIONS))})")
-    found = []
-    for picture in pictures:
-        text = picture.with_suffix(".txt")
+    images = sorted(path for path in folder.rglob("*") if _is_image(path))
+    if not images:
+        raise InputError(f"{folder} holds no images ({', '.join(sorted(IMAGE_EXTENSIONS))})")
+
+    def read(row: Mapping[str, Any], where: str) -> RawSample:
+        image: Path = row["image"]
+        text = image.with_suffix(".txt")
         if not text.is_file():
-            raise InputError(f"{picture} has no text: put its caption into {text.name} beside it, or use --captions")
-        found.append(captioned(picture, _read_text(text).strip(), prompt))
-    return found
+            raise InputError(f"{image} has no text: put its caption into {text.name} beside it, or use --captions")
+        return captioned(image, read_text(text).strip(), prompt, where)
+
+    return collect((({"image": image}, str(image)) for image in images), read)
 
 
-def captioned(picture: Path, caption: str, prompt: str) -> RawSample:
-    """A picture with its text, and what the user said before it, if anything."""
+def _is_image(path: Path) -> bool:
+    suffix = path.suffix.lower().lstrip(".")
+    if path.name.startswith(".") or suffix == "txt" or not path.is_file():
+        return False
+    return suffix in IMAGE_EXTENSIONS | UNREADABLE_EXTENSIONS or image_kind(first_bytes(path)) is not None
+
+
+def first_bytes(source: Path | bytes) -> bytes:
+    """The 32 bytes that say what kind of image a file is."""
+    if isinstance(source, bytes):
+        return source[:32]
+    with source.open("rb") as stream:
+        return stream.read(32)
+
+
+def captioned(image: Path | bytes, caption: str, prompt: str, where: str = "") -> RawSample:
+    """An image with its text, and what the user said before it, if anything."""
     if prompt:
-        return RawSample((picture,), record={"prompt": prompt, "text": caption})
-    return RawSample((picture,), caption=caption)
+        return RawSample((image,), record={"prompt": prompt, "text": caption}, where=where)
+    return RawSample((image,), caption=caption, where=where)
 
 
-def existing(images: Path, name: str, where: str) -> Path:
-    """The path of a picture; `where` names the record in the error if it is missing."""
-    path = images / name
-    if not path.is_file():
-        raise InputError(f"{where}: no picture {path}")
-    return path
+def image_of(value: Any, folder: Path | None, where: str) -> Path | bytes:
+    """The image that a record names or holds: a file name, base64, bytes, or the hub's {"bytes", "path"}.
+
+    Raises:
+        InputError: nothing of these, or a file that is missing.
+    """
+    if isinstance(value, dict) and (value.get("bytes") or value.get("path")):
+        value = value.get("bytes") or value["path"]
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise InputError(f"{where}: an image is a file name, base64 or bytes; found a {type(value).__name__}")
+    if (payload := _from_base64(value)) is not None:
+        return payload
+    if len(value) > _LONGEST_NAME:
+        raise InputError(f"{where}: {len(value)} characters {value[:30]!r}… are no file name, and no image in base64")
+    if folder is None:
+        raise InputError(f"{where}: --images DIR is missing: the directory in which the file names begin")
+    return existing(folder, value, where)
 
 
-def _field(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-    for name in names:
-        if isinstance(row.get(name), str) and row[name].strip():
-            return str(row[name]).strip()
-    raise InputError(f"{where}: none of the fields {', '.join(names)} holds text; found {', '.join(map(str, row))}")
-
-
-def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """The records of a file, each with the words that name it in an error."""
-    readers: Mapping[str, Callable[[Path], list[Any]]] = {
-        ".json": _json,
-        ".jsonl": _json_lines,
-        ".csv": _csv,
-        ".parquet": _parquet,
-    }
-    if path.suffix not in readers:
-        raise InputError(f"{path}: read by its ending, one of {', '.join(readers)}")
-    rows = readers[path.suffix](path)
-    if not rows:
-        raise InputError(f"{path} is empty: no records in it")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: record {number} is a {type(row).__name__}, expected an object")
-        yield row, f"{path}: record {number}"
-
-
-def _read_text(path: Path) -> str:
+def _from_base64(text: str) -> bytes | None:
+    """The image that a text holds in base64, with `data:image/…;base64,` before it or not; None where it holds none."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    elif len(text) < 64:
+        return None
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"no file {path}") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a directory, expected a file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text") from None
+        payload = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return payload if image_kind(payload) is not None else None
 
 
-def _json(path: Path) -> list[Any]:
-    text = _read_text(path)
-    if not text.strip():
-        return []
+def existing(folder: Path, name: str, where: str) -> Path:
+    """The path of an image; `where` names the record in the error if it is missing."""
+    path = folder / name
     try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, list):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected a list of records")
-    return content
-
-
-def _json_lines(path: Path) -> list[Any]:
-    found = []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
-        if line.strip():
-            try:
-                found.append(json.loads(line))
-            except ValueError as error:
-                raise InputError(f"{path}: line {number} is not JSON: {error}") from None
-    return found
-
-
-def _csv(path: Path) -> list[Any]:
-    try:
-        return list(csv.DictReader(_read_text(path).splitlines(keepends=True), strict=True))
-    except csv.Error as error:
-        raise InputError(f"{path} is not CSV: {error}") from None
-
-
-def _parquet(path: Path) -> list[Any]:
-    """The columns that name pictures and captions, row by row; others are not read."""
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    if not path.is_file():
-        raise InputError(f"{path} is a directory, expected a file" if path.is_dir() else f"no file {path}")
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        names = [name for name in table.schema_arrow.names if name in (*PICTURE_FIELDS, *CAPTION_FIELDS)]
-        return table.read(columns=names or None).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not parquet: {' '.join(str(error).split())}") from None
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # a name too long for the disk, or with a null byte in it
+        pass
+    raise InputError(f"{where}: no image {path}")

@@ -1,7 +1,10 @@
-"""A page of samples as the model gets them: the fitted picture, every token, and which of them are learnt.
+"""A page of samples as the model gets them: the resized image, the text, and which of it is trained on.
 
-Owns the HTML. What it shows comes from the training pipeline's own encoder, so a wrong mask or a cut-off picture shows
-here before it costs a run. The page is one file; nothing in it is loaded from elsewhere, and all text is escaped.
+    with a tokenizer      every token with its mask, by the training pipeline's own encoder
+    without one           the turns as in the shards; assistant turns are trained on
+
+Owns the HTML. A wrong mask or a cut-off image shows here before it costs a run. The page is one file; nothing in it is
+loaded from elsewhere, and all text is escaped.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ import base64
 import html
 import io
 import itertools
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +23,19 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from data_pipeline.config import TemplateConfig
-from data_pipeline.encode import Encoder, PictureSizes
+from data_pipeline.encode import Encoder, ImageSizes
+from data_pipeline.images import open_image
 from data_pipeline.index import ShardIndex
-from data_pipeline.mixture import Concatenation
-from data_pipeline.record import read_record
+from data_pipeline.record import Record, Turn, read_record
 from data_pipeline.sample import TileArray, TokenArray
 from data_pipeline.templates import build_template
+from data_pipeline.tiles import fit_tiles
 from data_pipeline.tokens import Tokens
-from models.errors import InputError
+from models.common.errors import InputError
+from models.common.files import write_text
 from models.spec import (
+    CLIP_MEAN,
+    CLIP_STD,
     IGNORE_INDEX,
     IMAGE_TOKEN,
     AnyResImage,
@@ -38,8 +45,6 @@ from models.spec import (
     PadImage,
     canvas_size,
 )
-
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 _SQUARES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 """LLaVA-NeXT's canvases, in squares: (down, across)."""
@@ -56,10 +61,62 @@ h2 { font-size: 1rem; margin: 0 0 .3rem; } h2 small { font-weight: normal; color
 """
 
 
-def load_encoder(
-    index: ShardIndex, *, tokenizer: str, template: str, fit: str, size: int, patch_size: int
-) -> tuple[Encoder, Any]:
+@dataclass(frozen=True)
+class Shown:
+    """One sample as HTML: its images, a line of figures, and its text."""
+
+    images: str
+    figures: str
+    text: str
+
+
+Render = Callable[[Record], Shown]
+"""Shows one sample; raises InputError where training could not use it."""
+
+
+def render_text(image: ImageSpec) -> Render:
+    """The turns as text, each image tag marked, without a template or a tokenizer."""
+
+    def render(record: Record) -> Shown:
+        opened = [open_image(payload) for payload in record.images]
+        nothing = np.empty((0, image.size, image.size, 3), dtype=np.uint8)
+        tiles = np.concatenate([nothing, *(fit_tiles(each, image) for each in opened)])
+        sizes = tuple((each.height, each.width) for each in opened)
+        num_words = sum(len(turn.text.split()) for turn in record.turns)
+        figures = f"{len(record.turns)} turns of {num_words} words; {len(opened)} images; {len(tiles)} tiles"
+        return Shown("".join(_images(tiles, sizes, image)), figures, "".join(map(_turn_text, record.turns)))
+
+    return render
+
+
+def _turn_text(turn: Turn) -> str:
+    shown = html.escape(turn.text).replace("\n", "\\n\n")
+    tag = html.escape(IMAGE_TOKEN)
+    shown = shown.replace(tag, f'<span class="image">{tag}</span>')
+    kind = ' class="learnt"' if turn.role == "assistant" else ""
+    return f"<b>{turn.role}</b> <span{kind}>{shown}</span>\n"
+
+
+def render_tokens(encoder: Encoder, tokenizer: Any) -> Render:
+    """Every token as the training pipeline's encoder makes it, named by the tokenizer."""
+
+    def render(record: Record) -> Shown:
+        ids, labels, tiles, sizes, _ = encoder.encode_record(record)
+        num_image = int(np.count_nonzero(ids == encoder.tokens.image_token_id))
+        num_learnt = int(np.count_nonzero(labels != IGNORE_INDEX))
+        figures = f"{len(ids)} tokens, {num_image} of them image, {num_learnt} learnt; {len(tiles)} tiles"
+        text = "".join(_token_spans(ids, labels, tokenizer, encoder.tokens.image_token_id))
+        return Shown("".join(_images(tiles, sizes, encoder.image)), figures, text)
+
+    return render
+
+
+def load_encoder(index: ShardIndex, *, tokenizer: str, template: str, image: ImageSpec) -> tuple[Encoder, Any]:
     """The training pipeline's encoder for one set, and the tokenizer that names its ids.
+
+    Args:
+        tokenizer: a directory or a hub name.
+        template: the `kind` of a recipe's chat template.
 
     Raises:
         InputError: no such tokenizer, or one without the template's tokens.
@@ -67,7 +124,7 @@ def load_encoder(
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer at {tokenizer}: {str(error).splitlines()[0]}") from None
     if IMAGE_TOKEN not in loaded.get_vocab():
@@ -75,13 +132,17 @@ def load_encoder(
     tokens = Tokens.of(loaded)
     encoder = Encoder(
         [index],
-        Concatenation([index.shard_sizes], 0, 1, 1),
         template=build_template(TypeAdapter(TemplateConfig).validate_python({"kind": template}), tokens),
         tokens=tokens,
-        image=ImageSpec(size=size, patch_size=patch_size, fit=_rule(fit, size), mean=_CLIP_MEAN, std=_CLIP_STD),
+        image=image,
         max_length=2**30,
     )
     return encoder, loaded
+
+
+def image_spec(fit: str, size: int, patch_size: int) -> ImageSpec:
+    """How an image becomes squares of `size` pixels: by `crop`, `pad` or `anyres`, with CLIP's mean and deviation."""
+    return ImageSpec(size=size, patch_size=patch_size, fit=_rule(fit, size), mean=CLIP_MEAN, std=CLIP_STD)
 
 
 def _rule(fit: str, size: int) -> ImageFit:
@@ -90,49 +151,42 @@ def _rule(fit: str, size: int) -> ImageFit:
     return PadImage() if fit == "pad" else CropImage()
 
 
-def write_page(index: ShardIndex, encoder: Encoder, tokenizer: Any, count: int, out: Path) -> int:
-    """Write the page beside its name, then rename it; returns the number of samples on it."""
+def write_page(index: ShardIndex, render: Render, count: int, out: Path) -> int:
+    """Write the page atomically; returns the number of samples on it."""
     if count < 1:
         raise InputError(f"--count {count}: at least 1")
     if not out.parent.is_dir():
         raise InputError(f"no directory {out.parent} to write {out.name} into")
     places = sorted(set(np.linspace(0, len(index) - 1, min(count, len(index))).astype(int).tolist()))
-    articles = [_article(index, encoder, tokenizer, place) for place in places]
+    articles = [_article(index, render, place) for place in places]
     title = html.escape(f"{index.folder}: {len(places)} of {len(index)} samples")
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f'<h1>{title}</h1><p><span class="learnt">Learnt</span>: the loss is on these tokens. The rest is context.</p>'
+        f'<h1>{title}</h1><p><span class="learnt">Learnt</span>: the loss is on this text. The rest is context.</p>'
         f"{''.join(articles)}</html>\n"
     )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.rename(out)
+    write_text(out, page)
     return len(places)
 
 
-def _article(index: ShardIndex, encoder: Encoder, tokenizer: Any, place: int) -> str:
+def _article(index: ShardIndex, render: Render, place: int) -> str:
     name = f"{html.escape(index.key_of(place))} <small>{html.escape(index.shard_of(place))}</small>"
     try:
-        record = read_record(index.read(place))
-        ids, labels, tiles, sizes, _ = encoder.encode_record(record)
+        shown = render(read_record(index.read(place)))
     except InputError as error:
         return f'<article><div></div><div><h2>{name}</h2><p class="bad">{html.escape(str(error))}</p></div></article>'
-    num_image = int(np.count_nonzero(ids == encoder.tokens.image_token_id))
-    num_learnt = int(np.count_nonzero(labels != IGNORE_INDEX))
-    facts = f"{len(ids)} tokens, {num_image} of them image, {num_learnt} learnt; {len(tiles)} tiles"
-    body = "".join(_token_spans(ids, labels, tokenizer, encoder.tokens.image_token_id))
     return (
-        f"<article><div>{''.join(_pictures(tiles, sizes, encoder.image))}</div>"
-        f'<div><h2>{name}</h2><p>{facts}</p><div class="tokens">{body}</div></div></article>'
+        f"<article><div>{shown.images}</div><div><h2>{name}</h2><p>{shown.figures}</p>"
+        f'<div class="tokens">{shown.text}</div></div></article>'
     )
 
 
-def _pictures(tiles: TileArray, sizes: PictureSizes, spec: ImageSpec) -> Iterator[str]:
-    """Each picture's square and, under AnyRes, its tiles as they lie on the canvas."""
+def _images(tiles: TileArray, sizes: ImageSizes, spec: ImageSpec) -> Iterator[str]:
+    """Each image's square and, under AnyRes, its tiles as they lie on the canvas."""
     images = _tile_images(tiles)
     for height, width in sizes:
         yield next(images)
-        if isinstance(spec.fit, AnyResImage):
+        if spec.fit.is_tiled:
             down, across = (side // spec.size for side in canvas_size(spec, width, height))
             grid = "".join(itertools.islice(images, down * across))
             yield f'<div class="tiles" style="grid-template-columns: repeat({across}, 1fr)">{grid}</div>'

@@ -1,7 +1,7 @@
-"""What `tools.shards fetch` can fetch: where each data set's files lie, how large they are, what they hash to.
+"""The data sets of `tools.shards fetch`: addresses, sizes and checksums of their files.
 
-Owns the table alone. Sizes and checksums of COCO are those of `tensorflow_datasets` (url_checksums/coco.txt); None
-means that no published figure is known: the file is then judged by the server's own size and by whether it can be read.
+Owns only the table. Sizes and checksums of COCO are those of `tensorflow_datasets` (url_checksums/coco.txt); None
+means that no published figure is known: the file is then checked by the server's size and by reading it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SourceFile:
     sha256: str | None = None
     folder: str = "."
     columns: tuple[str, ...] = ()
-    """Heading of a tab-separated table that comes without one."""
+    """Column names of a tab-separated table without a heading."""
 
     @property
     def name(self) -> str:
@@ -40,13 +40,13 @@ class Source:
     title: str
     files: tuple[SourceFile, ...]
     then: str
-    picture_table: str | None = None
-    """A table of picture addresses, for img2dataset."""
+    image_table: str | None = None
+    """A table of image addresses, for img2dataset."""
 
 
 SOURCES: Mapping[str, Source] = {
     "coco2017": Source(
-        "COCO 2017: train and val pictures, captions (20.4 GB)",
+        "COCO 2017: train and val images, captions (20.4 GB)",
         (
             SourceFile(
                 f"{_COCO}/annotations/annotations_trainval2017.zip",
@@ -72,7 +72,7 @@ SOURCES: Mapping[str, Source] = {
         "make SET --llava OUT/llava_instruct_150k.json --images COCO/train2017",
     ),
     "llava-pretrain": Source(
-        "LLaVA-Pretrain: 558k captioned pictures of LAION, CC and SBU",
+        "LLaVA-Pretrain: 558k captioned images of LAION, CC and SBU",
         (
             SourceFile(f"{_LLAVA}/LLaVA-Pretrain/resolve/main/blip_laion_cc_sbu_558k.json"),
             SourceFile(f"{_LLAVA}/LLaVA-Pretrain/resolve/main/images.zip", folder="images"),
@@ -80,7 +80,7 @@ SOURCES: Mapping[str, Source] = {
         "make SET --llava OUT/blip_laion_cc_sbu_558k.json --images OUT/images",
     ),
     "textvqa": Source(
-        "TextVQA 0.5.1: questions about text in pictures (7 GB)",
+        "TextVQA 0.5.1: questions about text in images (7 GB)",
         (
             SourceFile(f"{_TEXTVQA}/data/TextVQA_0.5.1_train.json"),
             SourceFile(f"{_TEXTVQA}/data/TextVQA_0.5.1_val.json"),
@@ -98,9 +98,9 @@ SOURCES: Mapping[str, Source] = {
         "make SET --vqa OUT/annotations/train.json --images OUT/images/train",
     ),
     "conceptual-captions": Source(
-        "Conceptual Captions: 3.3 million addresses with captions, their pictures through img2dataset",
+        "Conceptual Captions: 3.3 million addresses with captions, their images through img2dataset",
         (SourceFile(f"{_CONCEPTUAL}/Train/GCC-training.tsv", columns=("caption", "url")),),
         "index OUT/shards",
-        picture_table="GCC-training.tsv",
+        image_table="GCC-training.tsv",
     ),
 }

@@ -1,4 +1,4 @@
-"""Samples -> a directory of WebDataset tars with its index, all of it or nothing.
+"""Samples -> a directory of WebDataset tars with its index, complete or absent.
 
 Owns keys, shard names, bytes on disk and resuming. Equal samples give equal tars, byte for byte, whatever the number
 of processes. Everything is made in a hidden sibling that becomes the set at the end; after a crash the finished shards
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,9 +19,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_pipeline.images import header_size, open_picture
+from data_pipeline.image_kinds import extension_for
+from data_pipeline.images import header_size, open_image
 from data_pipeline.index_build import build_index
-from models.errors import InputError
+from models.common.errors import InputError
+from models.common.files import new_file
 from tools.shards.raw import RawSample
 
 
@@ -34,7 +35,7 @@ class ShardPlan:
     first_key: int
     samples: tuple[RawSample, ...]
     resize: int | None = None
-    """Shorter side in pixels that larger pictures are shrunk to."""
+    """Shorter side in pixels that larger images are shrunk to."""
 
 
 def write_set(
@@ -49,11 +50,11 @@ def write_set(
     """Write and index a shard set; returns the number of shards.
 
     Args:
-        resize: shrink pictures whose shorter side is longer than this, upright, to JPEGs of quality 95. Others, and all
+        resize: shrink images whose shorter side is longer than this, upright, to JPEGs of quality 95. Others, and all
             where it is None, are copied byte for byte.
 
     Raises:
-        InputError: `out` exists, or a file that should be a picture is none (named). Nothing is left behind then.
+        InputError: `out` exists, or a file that should be an image is none (named). Nothing is left behind then.
     """
     if out.exists():
         raise InputError(f"{out} exists already: choose another directory, or remove it first")
@@ -79,7 +80,7 @@ def write_set(
 
 
 def _prepare(work: Path, digest: str) -> None:
-    """Keep the finished shards of a broken-off run of the same samples; clear those of another."""
+    """Keep the finished shards of an interrupted run of the same samples; remove those of another."""
     mark = work / "plan"
     if work.exists() and not (mark.is_file() and mark.read_text() == digest):
         shutil.rmtree(work)
@@ -90,13 +91,16 @@ def _prepare(work: Path, digest: str) -> None:
 
 
 def _digest(samples: Sequence[RawSample], samples_per_shard: int, resize: int | None) -> str:
-    """Changes with the texts, the pictures' names, sizes and times, and how they are written."""
+    """A digest of the texts, the images' names, sizes and times, and the writing options."""
     digest = hashlib.sha256(f"{samples_per_shard} {resize}".encode())
     for sample in samples:
         digest.update(json.dumps([sample.caption, sample.record], sort_keys=True).encode())
-        for picture in sample.pictures:
-            status = picture.stat()
-            digest.update(f"{picture}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        for image in sample.images:
+            if isinstance(image, bytes):
+                digest.update(hashlib.sha256(image).digest())
+                continue
+            status = image.stat()
+            digest.update(f"{image}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -123,45 +127,48 @@ def _run(plans: Sequence[ShardPlan], jobs: int) -> Iterable[int]:
 
 
 def write_shard(plan: ShardPlan) -> int:
-    """Write one tar beside its final name, then rename it; returns its number of samples."""
+    """Write one tar atomically; returns its number of samples."""
     from webdataset import TarWriter
 
-    temporary = plan.path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as writer:
+    with (
+        new_file(plan.path) as temporary,
+        temporary.open("wb") as stream,
+        TarWriter(stream, encoder=False, mtime=0) as writer,
+    ):
         for number, sample in enumerate(plan.samples):
             writer.write({"__key__": f"{plan.first_key + number:09d}", **dict(_files(sample, plan.resize))})
-    temporary.rename(plan.path)
     return len(plan.samples)
 
 
 def _files(sample: RawSample, resize: int | None) -> Iterator[tuple[str, bytes]]:
     """The sample's files by extension."""
-    for number, path in enumerate(sample.pictures):
-        extension, payload = path.suffix.lower().lstrip("."), path.read_bytes()
-        size = header_size(io.BytesIO(payload))
-        if size == (0, 0):
-            raise InputError(f"{path} is not a picture that can be read")
+    for number, source in enumerate(sample.images):
+        name, payload = (sample.where, source) if isinstance(source, bytes) else (str(source), source.read_bytes())
+        suffix = "" if isinstance(source, bytes) else source.suffix.lower().lstrip(".")
+        extension, size = extension_for(payload, suffix), header_size(io.BytesIO(payload))
+        if size == (0, 0) or not extension:
+            raise InputError(f"{name} is not an image that can be read")
         if resize is not None and min(size) > resize:
-            extension, payload = "jpg", _shrunk(path, payload, resize)
-        yield (extension if len(sample.pictures) == 1 else f"{number}.{extension}"), payload
+            extension, payload = "jpg", _shrunk(name, payload, resize)
+        yield (extension if len(sample.images) == 1 else f"{number}.{extension}"), payload
     if sample.caption is not None:
         yield "txt", sample.caption.encode()
     if sample.record is not None:
         yield "json", json.dumps(sample.record, ensure_ascii=False, sort_keys=True).encode()
 
 
-def _shrunk(path: Path, payload: bytes, shorter_side: int) -> bytes:
+def _shrunk(name: str, payload: bytes, shorter_side: int) -> bytes:
     try:
         return shrink(payload, shorter_side)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{name}: {error}") from None
 
 
 def shrink(payload: bytes, shorter_side: int) -> bytes:
-    """An encoded picture with its shorter side at `shorter_side`, upright, as a JPEG of quality 95."""
-    picture = open_picture(payload)
-    scale = shorter_side / min(picture.size)
-    width, height = (max(shorter_side, round(side * scale)) for side in picture.size)
+    """An encoded image with its shorter side at `shorter_side`, upright, as a JPEG of quality 95."""
+    image = open_image(payload)
+    scale = shorter_side / min(image.size)
+    width, height = (max(shorter_side, round(side * scale)) for side in image.size)
     stream = io.BytesIO()
-    picture.resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=95)
+    image.resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=95)
     return stream.getvalue()

@@ -1,0 +1,116 @@
+"""Predictions that were made elsewhere: their files as entries, and which answer belongs to which row.
+
+    LLaVA           JSONL of {question_id, text}
+    lmms-eval       samples, JSONL of {doc_id, doc, filtered_resps}: joined by the doc's own fields
+    VLMEvalKit      table (xlsx, TSV, CSV) with `prediction`
+    COCO            list of {image_id, caption}
+    DocVQA          list of {questionId, answer}
+    MM-Vet          mapping from id to answer
+    ours            OUT.NAME.jsonl of an evaluation
+
+Owns those forms. Does not own what is right (`eval.benchmarks`). A row without an answer is an error, never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks.fields import find
+from eval.benchmarks.row import Row
+from eval.benchmarks.spec import Benchmark
+from eval.benchmarks.tables import is_table, read_table
+from eval.entries import read_json
+from models.common.errors import InputError
+
+ALONE = ("prediction", "response", "pred_answer", "pred")
+"""Where the answer stands in entries that have the question and its truth as well."""
+BESIDE = (*ALONE, "text", "caption", "answer")
+"""Where it stands in files of answers alone."""
+
+
+def read_predictions(file: str, benchmark: Benchmark) -> tuple[list[dict[str, Any]], str]:
+    """The entries of a file, each flat, and its digest; raises InputError where it is of none of these forms."""
+    if is_table(file):
+        return read_table(file, benchmark.files.columns)
+    value, digest = read_json(Path(file))
+    if isinstance(value, dict) and find(value, _names(benchmark, BESIDE)) is not None:
+        value = [value]
+    elif isinstance(value, dict) and not all(isinstance(each, dict) for each in value.values()):
+        value = next((each for each in value.values() if isinstance(each, list)), None) or [
+            {"id": key, "prediction": answer} for key, answer in value.items()
+        ]
+    elif isinstance(value, dict):
+        value = [{"id": key, **each} for key, each in value.items()]
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise InputError(f"{file}: answers expected, an entry each")
+    return [_flat(entry) for entry in value], digest
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, Any]:
+    """lmms-eval's and our own samples hold the question's entry inside."""
+    if isinstance(entry.get("doc"), dict):
+        answers = entry.get("filtered_resps") or entry.get("resps")
+        while isinstance(answers, list) and answers:
+            answers = answers[0]
+        return {**entry["doc"], "prediction": answers}
+    if isinstance(entry.get("row"), dict):
+        return {**entry["row"], "prediction": entry.get("answer")}
+    return entry
+
+
+def _names(benchmark: Benchmark, names: Sequence[str]) -> str:
+    return "|".join([*([benchmark.answer] if benchmark.answer else []), *names])
+
+
+def answer_in(entry: dict[str, Any], benchmark: Benchmark, names: Sequence[str], where: str) -> str:
+    """The answer of an entry as a text.
+
+    Raises:
+        InputError: it has none.
+    """
+    value = find(entry, _names(benchmark, names))
+    if value is None:
+        raise InputError(f"{where}: an entry has no answer ({' or '.join(names)}): {str(entry)[:100]}")
+    return value if isinstance(value, str) else str(value)
+
+
+def answers_to(rows: Sequence[Row], entries: Sequence[dict[str, Any]], benchmark: Benchmark, where: str) -> list[str]:
+    """The answer to each row: by its key, or by position where the file lacks a part of the key.
+
+    Raises:
+        InputError: a row without an answer, two answers to one row, or another number of entries than of rows.
+    """
+    keys = [tuple(_text(find(entry, name)) for name in benchmark.key) for entry in entries]
+    if benchmark.form.rule == "captions":
+        keys = [(_text(find(entry, "image_id|id")),) for entry in entries]
+    if keys and all("" not in key for key in keys) and keys[0] and not benchmark.repeats:
+        return _by_key(rows, dict(zip(keys, entries, strict=True)), len(entries), benchmark, where)
+    if len(entries) != len(rows):
+        raise InputError(
+            f"{where} has {len(entries)} answers to {len(rows)} questions, and names no {' and '.join(benchmark.key)}"
+        )
+    for row, key in zip(rows, keys, strict=True):
+        if any(part not in ("", own) for part, own in zip(key, row.key, strict=False)):
+            raise InputError(
+                f"{where}: answers are in another order than the questions: {key} stands where {row.name} is"
+            )
+    return [answer_in(entry, benchmark, BESIDE, where) for entry in entries]
+
+
+def _by_key(
+    rows: Sequence[Row], by_key: dict[tuple[str, ...], dict[str, Any]], count: int, benchmark: Benchmark, where: str
+) -> list[str]:
+    if len(by_key) < count:
+        raise InputError(f"{where}: {count - len(by_key)} questions are answered twice")
+    missing = [row for row in rows if row.key not in by_key]
+    if missing:
+        raise InputError(f"{where} lacks {len(missing)} of {len(rows)} answers, the first is to {missing[0].name}")
+    if count > len(rows):
+        raise InputError(f"{where} has {count} answers to {len(rows)} questions: is it another split's?")
+    return [answer_in(by_key[row.key], benchmark, BESIDE, where) for row in rows]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""Language models: pretrained or from scratch, and their tokenizers."""

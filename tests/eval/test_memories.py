@@ -1,0 +1,110 @@
+"""What need not be read again: features of images and beginnings of chats, by content, in so many bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eval.feature_cache import FeatureCache
+from eval.kept_chats import KeptChats
+from eval.kv_cache import DynamicKVCache
+from eval.predictor import Predictor, Query, Turn
+from eval.prompts import Prompt
+from tests.support.bundles import image, make_bundle
+
+IMAGE = 1000
+"""An id that stands for an image."""
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    return Predictor.open(make_bundle(tmp_path_factory.mktemp("bundle")), device="cpu")
+
+
+def test_features_used_longest_ago_go_first() -> None:
+    features = FeatureCache(3 * 40)
+    for digest in (b"a", b"b", b"c"):
+        features.keep(digest, torch.full((10,), float(ord(digest))))
+    assert features.find(b"a") is not None
+    features.keep(b"d", torch.zeros(10))
+    assert features.find(b"b") is None
+    assert [features.find(digest) is not None for digest in (b"a", b"c", b"d")] == [True] * 3
+    assert (features.num_queries, features.num_hits, features.num_bytes) == (5, 4, 120)
+    features.keep(b"d", torch.ones(20))
+    assert features.num_bytes == 120, "another value in the place of the old one, and another one gone"
+    features.keep(b"large", torch.zeros(31))
+    assert features.find(b"large") is None
+    features.clear()
+    assert features.num_bytes == 0
+
+
+def test_what_is_kept_is_a_copy_of_ones_own() -> None:
+    """A view of a whole group's features would hold all of their memory."""
+    features, group = FeatureCache(1000), torch.zeros(4, 10)
+    features.keep(b"a", group[1])
+    group.fill_(1.0)
+    kept = features.find(b"a")
+    assert kept is not None
+    assert kept.sum() == 0
+    assert kept.untyped_storage().nbytes() == 40
+
+
+def test_images_are_told_apart_by_their_pixels(predictor: Predictor) -> None:
+    turn = (Turn("user", "What?"),)
+    queries = [Query((image("circle"), image("square")), turn), Query((image("square"),), turn), Query((), turn)]
+    both, square, none = (predictor.prompt(query).image_digests for query in queries)
+    assert both[1:] == square
+    assert both[0] != square[0]
+    assert none == ()
+
+
+def cache_of(predictor: Predictor, num_tokens: int) -> DynamicKVCache:
+    """A cache of one row; what it holds does not matter."""
+    cache = DynamicKVCache(predictor.model)
+    ids = torch.ones(1, num_tokens, dtype=torch.long)
+    with torch.no_grad():
+        cache.read({"input_ids": ids, "attention_mask": ids})
+    return cache
+
+
+def prompt(*ids: int, color: float | None = None) -> Prompt:
+    return Prompt(list(ids), {} if color is None else {"pixel_values": torch.full((1, 3, 2, 2), color)})
+
+
+def keep(chats: KeptChats, predictor: Predictor, asked: Prompt, answer: list[int]) -> None:
+    """As a row leaves: its last token has not been read."""
+    chats.keep(asked, answer, cache_of(predictor, len(asked.ids) + len(answer) - 1))
+
+
+def test_the_longest_beginning_is_found_and_one_token_is_left_to_read(predictor: Predictor) -> None:
+    chats = KeptChats(1 << 20, IMAGE)
+    keep(chats, predictor, prompt(1, 2, 3), [4, 5])
+    keep(chats, predictor, prompt(1, 2, 9, 9), [8])
+    found = [chats.find(prompt(*ids)) for ids in ((1, 2, 3, 4, 5, 6), (1, 2, 3), (1, 2, 9, 9, 7), (1, 7, 7, 7), (7, 7))]
+    assert [None if each is None else each.lengths for each in found] == [[4], [2], [4], None, None]
+    assert (chats.num_queries, chats.num_hits) == (5, 3)
+
+
+def test_a_beginning_counts_only_with_the_same_images_and_none_behind_it(predictor: Predictor) -> None:
+    chats = KeptChats(1 << 20, IMAGE)
+    keep(chats, predictor, prompt(1, IMAGE, 2, color=0.5), [4])
+    assert chats.find(prompt(1, IMAGE, 2, 4, 5, color=0.5)) is not None
+    assert chats.find(prompt(1, IMAGE, 2, 4, 5, color=0.6)) is None
+    assert chats.find(prompt(1, IMAGE, 2, 4, IMAGE, color=0.5)) is None
+    assert chats.find(prompt(1, 2, 4)) is None
+
+
+def test_a_chat_takes_the_place_of_its_beginning_and_the_one_used_longest_ago_goes(predictor: Predictor) -> None:
+    one = cache_of(predictor, 10).num_bytes
+    chats = KeptChats(3 * one, IMAGE)
+    keep(chats, predictor, prompt(*range(8)), [20, 21, 22])
+    keep(chats, predictor, prompt(*range(8), 20, 21), [30])
+    assert chats.num_bytes == one, "the first is a beginning of the second"
+    keep(chats, predictor, prompt(*range(50, 60)), [1])
+    keep(chats, predictor, prompt(*range(60, 70)), [1])
+    assert chats.find(prompt(*range(8), 20, 21, 40)) is not None
+    keep(chats, predictor, prompt(*range(70, 80)), [1])
+    assert chats.num_bytes == 3 * one
+    assert chats.find(prompt(*range(50, 60), 1)) is None
+    keep(chats, predictor, prompt(*range(100, 140)), [1])
+    assert chats.find(prompt(*range(100, 140), 1)) is None, "larger than all the room"

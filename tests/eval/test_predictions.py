@@ -1,0 +1,103 @@
+"""Predictions of the field's other programs, and which answer belongs to which row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.benchmarks.rows import read_rows
+from eval.benchmarks.spec import load
+from eval.predictions import answers_to, read_predictions
+from eval.score import Sources, score
+from models.common.errors import InputError
+
+QUESTIONS = [
+    {"question_id": 1, "category": "random", "image": "a.jpg", "text": "A dog?", "label": "yes"},
+    {"question_id": 2, "category": "random", "image": "a.jpg", "text": "A cat?", "label": "no"},
+]
+
+
+def lines(path: Path, entries: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return str(path)
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> str:
+    return lines(tmp_path / "coco_pope_random.json", QUESTIONS)
+
+
+def answers(questions: str, file: str) -> list[str]:
+    benchmark = load("pope")
+    entries, _ = read_predictions(file, benchmark)
+    return answers_to(read_rows(benchmark, [questions]).rows, entries, benchmark, file)
+
+
+def test_llavas_answers_are_paired_by_position_where_they_name_no_category(questions: str, tmp_path: Path) -> None:
+    own = [{"question_id": 1, "text": "Yes"}, {"question_id": 2, "text": "No"}]
+    assert answers(questions, lines(tmp_path / "a.jsonl", own)) == ["Yes", "No"]
+    with pytest.raises(InputError, match="in another order"):
+        answers(questions, lines(tmp_path / "a.jsonl", own[::-1]))
+
+
+def test_answers_with_the_whole_key_may_stand_in_any_order(questions: str, tmp_path: Path) -> None:
+    own = [{"question_id": number, "category": "random", "response": str(number)} for number in (2, 1)]
+    assert answers(questions, lines(tmp_path / "a.jsonl", own)) == ["1", "2"]
+
+
+def test_lmms_evals_samples_are_joined_by_the_docs_fields(questions: str, tmp_path: Path) -> None:
+    own = [{"doc_id": place, "doc": doc, "filtered_resps": [doc["text"]]} for place, doc in enumerate(QUESTIONS[::-1])]
+    file = lines(tmp_path / "samples.jsonl", own)
+    assert answers(questions, file) == ["A dog?", "A cat?"]
+    assert score("pope", Sources((file,))).metrics["accuracy"] == 0.5
+
+
+def test_a_table_with_predictions(tmp_path: Path) -> None:
+    path = tmp_path / "mmbench.tsv"
+    path.write_text("index\tquestion\tA\tB\tanswer\tprediction\n7\tWhich?\tx\ty\tB\tB\n1000007\tWhich?\ty\tx\tA\tB\n")
+    found = score("mmbench_dev", Sources((str(path),))).metrics
+    assert found == {"circular": 0.0, "vanilla": 100.0}
+
+
+def test_submissions_of_docvqa_coco_and_mmvet(tmp_path: Path) -> None:
+    truth = tmp_path / "val.json"
+    truth.write_text(json.dumps({"data": [{"questionId": 5, "question": "?", "image": "a", "answers": ["seven"]}]}))
+    file = tmp_path / "submission.json"
+    file.write_text(json.dumps([{"questionId": 5, "answer": "Seven"}]))
+    assert score("docvqa", Sources((str(file),), (str(truth),))).metrics == {"anls": 100.0}
+    captions = tmp_path / "captions.json"
+    captions.write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
+                "annotations": [{"image_id": 1, "caption": "a red dog"}, {"image_id": 2, "caption": "two blue cats"}],
+            }
+        )
+    )
+    file.write_text(json.dumps([{"image_id": 2, "caption": "two blue cats"}, {"image_id": 1, "caption": "a red dog"}]))
+    assert score("coco_captions", Sources((str(file),), (str(captions),))).metrics["ROUGE-L"] == pytest.approx(1.0)
+    file.write_text(json.dumps({"v1_0": "an answer"}))
+    assert read_predictions(str(file), load("mmvet"))[0] == [{"id": "v1_0", "prediction": "an answer"}]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{"question_id": 1, "category": "random", "text": "Yes"}], "lacks 1 of 2 answers, the first is to random/2"),
+        ([{"question_id": 1, "text": "Yes"}], "1 answers to 2 questions"),
+        ([{"question_id": 1, "category": "random", "text": "Yes"}] * 2, "answered twice"),
+        ([{"question_id": number, "category": "random"} for number in (1, 2)], "has no answer"),
+        (
+            [{"question_id": number, "category": "random", "text": "Yes"} for number in (1, 2, 3)],
+            "3 answers to 2 questions",
+        ),
+    ],
+)
+def test_what_is_missing_doubled_or_foreign_is_an_error_never_wrong(
+    questions: str, tmp_path: Path, entries: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        answers(questions, lines(tmp_path / "a.jsonl", entries))

@@ -1,0 +1,120 @@
+"""A published model falls apart into our parts, which compute what the stock class computes, and nothing else opens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.build import build_vlm, read_metadata
+from models.common.errors import InputError
+from models.common.sharded import ShardedWriter, TensorFiles
+from models.config import ModelConfig
+from models.published.names import NEWLINE, place_of
+from tests.support.bundles import make_bundle
+from tests.support.published import FAMILIES, assert_stock_logits, make_published, published
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_published_model_computes_what_its_own_class_does(tmp_path: Path, family: str) -> None:
+    assert_stock_logits(make_published(tmp_path / family, family))
+
+
+def test_a_bundle_of_ours_is_opened_in_the_same_way(tmp_path: Path) -> None:
+    assert_stock_logits(make_bundle(tmp_path / "bundle"))
+
+
+def test_names_of_later_versions_are_the_same_model(tmp_path: Path) -> None:
+    """transformers 4.52 and some later versions wrote the names that a model has in memory."""
+    folder = make_published(tmp_path / "llava_next", "llava_next")
+    files = TensorFiles.open(folder)
+    tensors = {name: files.read(name) for name in files}
+    writer = ShardedWriter(folder)
+    for name, value in tensors.items():
+        later = name.replace("language_model.model.", "model.language_model.").replace("language_model.lm", "lm")
+        writer.add(later if later != name else f"model.{name}", value)
+    writer.close()
+    assert "model.image_newline" in TensorFiles.open(folder)
+    assert_stock_logits(folder)
+
+
+@pytest.mark.parametrize(
+    ("raw", "place"),
+    [
+        ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", ("vision", "encoder.layers.0.mlp.fc1.bias")),
+        ("model.vision_tower.embeddings.class_embedding", ("vision", "embeddings.class_embedding")),
+        ("multi_modal_projector.linear_1.weight", ("projector", "linear_1.weight")),
+        ("image_newline", ("projector", NEWLINE)),
+        ("language_model.model.norm.weight", ("language", "model.norm.weight")),
+        ("model.language_model.norm.weight", ("language", "model.norm.weight")),
+        ("language_model.lm_head.weight", ("language", "lm_head.weight")),
+        ("lm_head.weight", ("language", "lm_head.weight")),
+        ("language_model.model.layers.0.self_attn.rotary_emb.inv_freq", None),
+        ("model.layers.0.mlp.up_proj.weight", None),
+    ],
+)
+def test_every_name_has_its_place(raw: str, place: tuple[str, str] | None) -> None:
+    assert place_of(raw) == place
+
+
+def changed(folder: Path, file: str, **values: Any) -> Path:
+    read = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**read, **values}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (
+            {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForImages"]},
+            "Qwen2_5_VL.*is not opened.*their own",
+        ),
+        ({"model_type": "unheard", "architectures": ["Unheard"]}, "Unheard is not opened.*name three directories"),
+        ({"mm_vision_tower": "openai/clip", "architectures": ["LlavaLlamaForCausalLM"]}, "LlavaLlama.*mm_projector"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized weights cannot be trained.*model.load"),
+        ({"vision_feature_layer": [-2, -5]}, "several layers"),
+        ({"image_token_index": 5}, "its image token is 5"),
+    ],
+)
+def test_what_does_not_fall_apart_is_refused_by_name(tmp_path: Path, values: dict[str, Any], named: str) -> None:
+    folder = changed(make_published(tmp_path / "llava"), "config.json", **values)
+    with pytest.raises(InputError, match=named):
+        read_metadata(published(folder), 256)
+
+
+def test_a_processor_that_makes_other_pixels_is_refused(tmp_path: Path) -> None:
+    folder = make_published(tmp_path / "llava")
+    values = json.loads((folder / "processor_config.json").read_text())
+    values["image_processor"] |= {"do_center_crop": False, "do_pad": False}
+    (folder / "processor_config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="keeps an image's proportions"):
+        read_metadata(published(folder), 256)
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    folder = make_published(tmp_path / "llava")
+    files = TensorFiles.open(folder)
+    tensors = {name: files.read(name) for name in files if "linear_2.bias" not in name}
+    writer = ShardedWriter(folder)
+    for name, value in tensors.items():
+        writer.add(name, value)
+    writer.close()
+    source = published(folder)
+    with pytest.raises(InputError, match=r"no tensor for linear_2\.bias"):
+        build_vlm(source, read_metadata(source, 256), frozen_dtype=torch.float32, seed=0)
+
+
+def test_three_directories_are_what_is_meant_where_no_kind_stands() -> None:
+    parts = {"vision": {"kind": "clip", "path": "a"}, "projector": {"kind": "mlp"}}
+    language = {"kind": "pretrained", "path": "b"}
+    from trainer.config.recipe import Recipe
+
+    stage = {"tune": {"projector": {"kind": "full", "learning_rate": 1}}, "duration": {"unit": "steps", "count": 1}}
+    stage |= {"data": {"sources": [{"path": "c"}], "template": {"kind": "plain"}, "max_length": 8}}
+    stage |= {"batch": {"global_rows": 1, "micro_rows": 1}}
+    values = {"name": "x", "run": "y", "model": {**parts, "language": language}, "stages": {"s": stage}}
+    assert isinstance(Recipe.model_validate_json(json.dumps(values)).model, ModelConfig)

@@ -1,0 +1,69 @@
+"""An int8 layer inside a model moves whole."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models.quantized import follow_weights
+from models.vlm import VLM
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+
+
+def quantized() -> Any:
+    """A model around bitsandbytes' layer, whose weight has been quantized."""
+    model: Any = VLM.__new__(VLM)
+    nn.Module.__init__(model)
+    model.layer = bitsandbytes.nn.Linear8bitLt(8, 8, has_fp16_weights=False)
+    model.layer.weight = model.layer.weight.to("cpu")
+    assert model.layer.weight.dtype == torch.int8
+    return model
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+def test_a_moved_model_multiplies_with_the_moved_weight(has_run: bool) -> None:
+    """A copy stands for another device: torch gives it to the parameter, and bitsandbytes keeps the old one beside."""
+    x = torch.randn(2, 8)
+    plain, ours = quantized().eval(), quantized().eval()
+    for model in (plain, ours):
+        if has_run:
+            model.layer(x)  # puts values and scales into the layer's state
+    nn.Module._apply(plain, torch.clone)
+    before, kept = ours.layer.weight.data_ptr(), (plain.layer.weight, plain.layer.state)[has_run]
+    assert kept.CB.data_ptr() != plain.layer.weight.data_ptr(), "else bitsandbytes has mended it: drop follow_weights"
+    ours._apply(torch.clone)
+    kept = (ours.layer.weight, ours.layer.state)[has_run]
+    assert kept.CB.data_ptr() == ours.layer.weight.data_ptr() != before
+
+
+class Linear8bitLt(nn.Module):
+    """Named as bitsandbytes' layer, with a weight that has gone to another device and scales that have not."""
+
+    def __init__(self, dtype: torch.dtype = torch.int8) -> None:
+        super().__init__()
+        self.weight: Any = nn.Parameter(torch.zeros(8, 8, dtype=dtype, device="meta"), requires_grad=False)
+        self.weight.CB, self.weight.SCB = torch.zeros(8, 8, dtype=torch.int8), torch.zeros(8)
+        self.state: Any = SimpleNamespace(CB=None, SCB=torch.zeros(8))
+
+
+def test_scales_go_where_the_weight_is() -> None:
+    layer = Linear8bitLt()
+    follow_weights(nn.Sequential(layer))
+    assert {layer.weight.CB.device.type, layer.weight.SCB.device.type, layer.state.SCB.device.type} == {"meta"}
+    assert layer.state.CB is None
+    waiting = Linear8bitLt(torch.float16)  # is quantized when it moves by itself
+    follow_weights(waiting)
+    assert waiting.weight.SCB.device.type == "cpu"
+
+
+def test_moving_to_where_it_is_changes_no_answer() -> None:
+    model, x = quantized().eval(), torch.randn(3, 8)
+    before = model.layer(x)
+    assert torch.equal(model.to("cpu").layer(x), before)
+    model.half()
+    assert model.layer.weight.dtype == torch.int8

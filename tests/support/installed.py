@@ -1,0 +1,50 @@
+"""The project installed as a user installs it: `pip install .`, not editable, away from the checkout."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sightline_packages import PACKAGES
+from tests.support.paths import REPOSITORY
+
+FILES = (*PACKAGES, "ds_configs", "recipes", "setup.py", "pyproject.toml", "sightline.py", "sightline_packages.py")
+
+
+def copy_sources(target: Path) -> Path:
+    """What pip builds from, so that no build directory is left in the checkout."""
+    target.mkdir()
+    for name in FILES:
+        if (REPOSITORY / name).is_dir():
+            shutil.copytree(REPOSITORY / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(REPOSITORY / name, target / name)
+    return target
+
+
+def install(python: str) -> None:
+    """Install the project alone into the environment of `python`, by this environment's pip."""
+    with TemporaryDirectory() as folder:
+        source = copy_sources(Path(folder) / "source")
+        command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
+        command += ["--no-build-isolation", "--force-reinstall", str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def fresh_environment(folder: Path) -> Path:
+    """The interpreter of a new environment with the project in it; of this one it has the libraries alone.
+
+    A `.pth` file adds their directory to the path. What is installed in there in editable form is not seen: of a
+    directory that is added so, Python reads no `.pth` files.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    (site,) = folder.glob("lib/python*/site-packages")
+    libraries = Path(sys.executable).parents[1] / site.relative_to(folder)
+    (site / "libraries.pth").write_text(f"{libraries}\n")
+    install(str(python))
+    return python

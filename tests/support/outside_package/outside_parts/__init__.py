@@ -1,0 +1,1 @@
+"""A package apart from this project that brings a projector and an objective, a file each."""

@@ -1,1 +1,0 @@
-"""What merge, quantize and bundle share: models that run layer by layer, and checkpoints of plain DeepSpeed."""

@@ -1,1 +1,0 @@
-"""A small real run, killed at random until it is done, compared with one that nobody touched."""

@@ -1,0 +1,1 @@
+"""For maintainers: benchmarks, and faults injected into a run."""

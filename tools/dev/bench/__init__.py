@@ -1,0 +1,1 @@
+"""Benchmarks against other implementations, in one run, on this machine."""

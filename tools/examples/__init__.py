@@ -1,0 +1,1 @@
+"""Worked examples that make their own data: the synthetic world, the quickstart, the model families."""

@@ -1,0 +1,1 @@
+"""The whole chain on the synthetic world, from images and text to a bundle that answers, each step a command."""

@@ -1,0 +1,227 @@
+"""A run's LoRA adapter as peft keeps one: `sightline export RUN OUT --to adapter`.
+
+    language.model.layers.0.self_attn.q_proj.lora_A.default.weight
+        --> base_model.model.model.layers.0...lora_A.weight                  over the recipe's language model
+        --> base_model.model.model.language_model.layers.0...lora_A.weight   over a whole model, which --base writes
+
+    OUT/adapter_config.json, adapter_model.safetensors    PeftModel.from_pretrained opens it; vLLM with --lora-modules
+    OUT/projector.safetensors                             where the projector learnt too, in stock Llava's names
+    OUT/parity.json, README.md
+
+vLLM serves a vision-language model with adapters on its language model, and no other projector beside: so its base is
+the directory that `--base` writes, which has the trained projector, and everything else that is no adapter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.common.errors import InputError
+from models.common.files import new_directory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.bundle import Check, Parity
+    from tools.export.formats import ExportOptions
+    from tools.export.merge import Loaded, Source
+    from tools.export.reference import Trained
+
+MARK = ".lora_"
+
+
+def export(source: Source, out: Path, options: ExportOptions) -> str:
+    """Write the adapter, and with `options.base` the base that it is over, and compare both with the trained model.
+
+    Raises:
+        InputError: the stage trained no LoRA, or it needs a base of its own and none is to be written.
+    """
+    from tools.export.card import write_card
+    from tools.export.merge import load
+    from tools.export.report import insist, write_parity
+
+    _check_tuning(source)
+    loaded = load(source)
+    trained = loaded.trained
+    if options.base is None:
+        _check_base(trained)
+    else:
+        write_base(loaded, source, options.base, options)
+    with new_directory(out) as directory:
+        write_adapter(trained, directory, options.base)
+        has_projector = write_projector(trained, directory)
+        parity = _compare(loaded, directory, options)
+        insist(parity, f"{out}: the adapter over its base differs from the trained model", options.force)
+        write_parity(directory, parity)
+        recipe = {**source.recipe.model_dump(mode="json"), "stage": source.stage}
+        write_card(directory, "adapter", recipe, parity, options)
+    beside = ", the projector beside it" if has_projector else ""
+    return f"an adapter of {source.recipe.name}/{source.stage} over {_base_name(trained, options.base)}{beside}"
+
+
+def _check_tuning(source: Source) -> None:
+    from trainer.config.tuning import Lora
+
+    tune = source.recipe.stage(source.stage).tune
+    if source.reader is None or not isinstance(tune.language, Lora):
+        kind = "untrained" if source.reader is None else f"{tune.language.kind} in this stage"
+        raise InputError(
+            f"{source.stage}: no adapter in it, its language model is {kind}; --to stock writes the whole model"
+        )
+
+
+def _check_base(trained: Trained) -> None:
+    """Raise InputError unless the adapter's base is the language model that the recipe names, as it is."""
+    whole = [name for name in trained.names if name.startswith("language.") and MARK not in name]
+    if whole:
+        raise InputError(
+            f"{trained.where}: {min(whole)} was trained in full as well, so no published model is this adapter's base;"
+            " write one with --base DIR"
+        )
+    if trained.model.layout is not None:
+        raise InputError(
+            f"{trained.model.layout}: the adapter's base is a whole model, whose projector learns beside it; write that"
+            " base with --base DIR"
+        )
+    if trained.model.language.weights_directory() is None:
+        kind = type(trained.model.language).__name__
+        raise InputError(f"{kind}: it starts from no published model; write the adapter's base with --base DIR")
+
+
+def write_base(loaded: Loaded, source: Source, base: Path, options: ExportOptions) -> None:
+    """Write the bundle of what was trained without the adapters, compared with the same.
+
+    Raises:
+        InputError: parity fails.
+    """
+    from tools.export.merge import merge_loaded
+
+    plain = dataclasses.replace(loaded, trained=loaded.trained.without_adapters())
+    merge_loaded(plain, source, base, list(options.probes), force=options.force, memory_gb=options.memory_gb)
+
+
+def adapter_tensors(trained: Trained, *, is_whole_model: bool) -> Iterator[tuple[str, Tensor]]:
+    """The adapter's tensors in peft's names; `is_whole_model`: over Llava, whose vocabulary has the image's row."""
+    from models.export import num_vocabulary_rows
+
+    rows = num_vocabulary_rows(trained.facts)
+    for name in sorted(trained.names):
+        if not name.startswith("language.") or MARK not in name:
+            continue
+        value = trained.weight(name)
+        if is_whole_model and ".lora_embedding_A." in name and value.shape[1] < rows:
+            mean = value.mean(dim=1, keepdim=True)  # as `with_image_row` makes the row of the embedding
+            value = _joined(value, mean.expand(-1, rows - value.shape[1]))
+        yield peft_name(name, is_whole_model=is_whole_model), value.contiguous()
+
+
+def _joined(left: Tensor, right: Tensor) -> Tensor:
+    import torch
+
+    return torch.cat([left, right], dim=1)
+
+
+def peft_name(name: str, *, is_whole_model: bool) -> str:
+    """A checkpoint's name of an adapter weight -> its name in adapter_model.safetensors."""
+    plain = name.removeprefix("language.").replace(".default.weight", ".weight").removesuffix(".default")
+    plain = plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+    if is_whole_model and plain.startswith("model."):
+        plain = f"model.language_model.{plain.removeprefix('model.')}"
+    return f"base_model.model.{plain}"
+
+
+def write_adapter(trained: Trained, directory: Path, base: Path | None) -> None:
+    """Write adapter_model.safetensors and adapter_config.json, which names every adapted module in full."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    tuning: Any = trained.config.tune.language
+    tensors = dict(adapter_tensors(trained, is_whole_model=base is not None))
+    modules = {name.removeprefix("base_model.model.").partition(MARK)[0] for name in tensors}
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        use_dora=tuning.dora,
+        target_modules=sorted(modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        base_model_name_or_path=_base_name(trained, base),
+    )
+    config.target_modules = sorted(modules)  # peft keeps a set, whose order differs from process to process
+    config.save_pretrained(directory)
+
+
+def _base_name(trained: Trained, base: Path | None) -> str:
+    """What the adapter is over; of a directory on this machine its name alone."""
+    name = str(base) if base is not None else str(getattr(trained.model.language, "path", "a new language model"))
+    return Path(name).name if Path(name).is_absolute() or base is not None else name
+
+
+def write_projector(trained: Trained, directory: Path) -> bool:
+    """Write the projector in stock Llava's names where the checkpoint holds one; returns whether it does."""
+    from safetensors.torch import save_file
+
+    from models.export import projector_tensors
+    from tools.export.merge import module_tensors
+
+    if not any(name.startswith("projector.") for name in trained.names):
+        return False
+    weights = dict(module_tensors(trained, "projector", trained.projector))
+    tensors = {name: value.to(trained.dtype).contiguous() for name, value in projector_tensors(trained.model, weights)}
+    save_file(tensors, directory / "projector.safetensors", metadata={"format": "pt"})
+    return True
+
+
+def _compare(loaded: Loaded, directory: Path, options: ExportOptions) -> Parity:
+    """The parity report of what peft opens against the trained model with its adapters beside its weights."""
+    from models.bundle import Check, Parity
+    from tools.export.answering import lack_of_memory
+    from tools.export.parity import compare, device_of_this_machine, read_trained
+
+    trained, probes = loaded.trained, list(options.probes)
+    reference = "the trained model"
+    lack = lack_of_memory(_bytes_whole(trained, options), device_of_this_machine(), options.memory_gb)
+    if lack:
+        check = Check(name="opened by peft", value=0.0, bound=None, passed=True, note=lack)
+        return Parity(reference=reference, num_prompts=0, checks=(check,))
+    found = _read(loaded, directory, options)
+    precision = trained.config.engine.precision
+    report = compare(read_trained(trained, loaded.template, probes), found, precision, reference)
+    return report.model_copy(update={"checks": (*report.checks, _all_loaded())})
+
+
+def _all_loaded() -> Check:
+    from importlib.metadata import version
+
+    from models.bundle import Check
+
+    return Check(name="opened by peft", value=1.0, bound=1.0, passed=True, note=f"peft {version('peft')}")
+
+
+def _bytes_whole(trained: Trained, options: ExportOptions) -> int:
+    """Bytes of the base in fp32, in which it is opened."""
+    from tools.export.answering import weight_bytes
+
+    directory = options.base or trained.model.language.weights_directory()
+    assert directory is not None  # `_check_base`
+    return weight_bytes(directory) * (1 if trained.dtype.itemsize == 4 else 2)
+
+
+def _read(loaded: Loaded, directory: Path, options: ExportOptions) -> Any:
+    from models.opening import open_language, open_model, open_processor, put_adapter
+    from tools.export.parity import device_of_this_machine, read_stock, read_trained
+
+    trained, probes, device = loaded.trained, list(options.probes), device_of_this_machine()
+    if options.base is not None:
+        model = put_adapter(open_model(options.base, device).float(), directory)
+        return read_stock(model, open_processor(options.base), probes, device)
+    base = trained.model.language.weights_directory()
+    assert base is not None  # `_check_base`
+    language = put_adapter(open_language(base, trained.dtype).float().to(device), directory)
+    return read_trained(trained, loaded.template, probes, language)

@@ -1,0 +1,238 @@
+"""A bundle with packed integer weights that vLLM opens: `sightline export RUN-or-BUNDLE OUT --to w4a16`.
+
+    the bundle, layer by layer --GPTQ on the golden set--> 4 or 8 bits a weight, packed by compressed-tensors
+    --budget: the worst layers stay in 16 bit until the logits are within it
+    OUT, compared with the bundle; transformers (with compressed-tensors) and vLLM open it
+
+Tower, projector, embedding and head stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from models.bundle import LayerReport, Manifest
+from models.common.errors import InputError
+from models.common.files import new_directory
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from models.common.sharded import TensorFiles
+    from tools.export.formats import ExportOptions
+    from tools.export.parity import Reading
+
+
+def export_w4a16(bundle: Path, out: Path, options: ExportOptions) -> str:
+    """Write the bundle with 4 bits a weight; see `export`."""
+    return export(bundle, out, options, "w4a16")
+
+
+def export_w8a16(bundle: Path, out: Path, options: ExportOptions) -> str:
+    """Write the bundle with 8 bits a weight; see `export`."""
+    return export(bundle, out, options, "w8a16")
+
+
+def export(bundle: Path, out: Path, options: ExportOptions, precision: Any) -> str:
+    """Calibrate, write, compare.
+
+    Raises:
+        InputError: the bundle is damaged or quantized already, its class is ours alone, its layers cannot be packed,
+            the budget cannot be met, or parity fails.
+    """
+    from models.bundle import verify
+    from models.opening import open_config
+    from tools.export.packed import check_package
+    from tools.export.public import check_stock
+
+    check_package()
+    manifest = verify(bundle)
+    if manifest.precision not in ("fp32", "fp16", "bf16"):
+        raise InputError(f"{bundle}: it is {manifest.precision} already; export the merged bundle it was made from")
+    check_stock(open_config(bundle), bundle, precision)
+    with new_directory(out) as directory, TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        compression = Compression.calibrated(bundle, Path(scratch), options, precision)
+        return compression.write(directory, out, manifest)
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A calibrated bundle: every layer packed, in files beside OUT, before some of them are left whole after all."""
+
+    bundle: Path
+    options: ExportOptions
+    precision: Any
+    config: Any
+    packing: Any
+    files: TensorFiles
+    packed: TensorFiles
+    errors: dict[str, float]
+    device: torch.device
+
+    @classmethod
+    def calibrated(cls, bundle: Path, scratch: Path, options: ExportOptions, precision: Any) -> Compression:
+        """Quantize every layer on the golden set, into the directory `scratch`."""
+        import torch
+
+        from models.common.sharded import ShardedWriter, TensorFiles
+        from models.export import names_in_file
+        from models.opening import open_config
+        from tools.export.packed import BITS, group_size, layers_to_pack, pack, scheme
+        from tools.export.parity import device_of_this_machine
+        from tools.export.stock import FromFiles, skeleton
+
+        config, device, files = open_config(bundle), device_of_this_machine(), TensorFiles.open(bundle)
+        model = skeleton(config)
+        size = group_size(layers_to_pack(model), bundle)
+        packing, errors, writer = scheme(BITS[precision], size), dict[str, float](), ShardedWriter(scratch)
+        dtype = config.dtype or torch.float32
+
+        def keep(name: str, weight: Tensor, scales: Tensor, error: float) -> None:
+            errors[name] = error
+            for leaf, value in pack(names_in_file(f"{name}.weight")[0], weight, scales, packing).items():
+                writer.add(leaf, value.cpu())
+
+        fetch = FromFiles(files, device)
+        _calibrate(model, fetch, bundle, options, packing=packing, dtype=dtype, keep=keep, device=device)
+        writer.close()
+        packed = TensorFiles.open(scratch)
+        return cls(bundle, options, precision, config, packing, files, packed, errors, device)
+
+    def write(self, directory: Path, out: Path, manifest: Manifest) -> str:
+        """Choose the layers that stay whole, write, and compare with the bundle.
+
+        Raises:
+            InputError: the budget cannot be met, or parity fails.
+        """
+        from models.common.source import sha256_of
+        from tools.export.answering import Limits, finish, weight_bytes
+        from tools.export.card import write_card
+        from tools.export.parity import compare, read_bundle
+        from tools.export.public import without_paths
+
+        probes, budget = list(self.options.probes), self.options.budget
+        reference = read_bundle(self.bundle, probes)
+        whole = self._left_whole(reference, out)
+        self._write_files(directory, whole)
+        parity = compare(reference, read_bundle(directory, probes), self.precision, "the merged bundle", budget)
+        layers = tuple(
+            LayerReport(name=name, precision=manifest.precision if name in whole else self.precision, error=error)
+            for name, error in self.errors.items()
+        )
+        parents = {**without_paths(manifest.parents), "bundle_manifest": sha256_of(self.bundle / "sightline.json")}
+        facts = {"recipe": without_paths(manifest.recipe), "precision": self.precision, "parents": parents}
+        limits = Limits(self.options.force, self.options.memory_gb)
+        refusal = f"{out}: too far from {self.bundle}"
+        made = finish(directory, probes, parity, refusal, limits, layers=layers, **facts)
+        write_card(directory, self.precision, manifest.recipe, made.parity, self.options)
+        sizes = f"{weight_bytes(directory) / 1e6:.1f} MB of weights (was {weight_bytes(self.bundle) / 1e6:.1f})"
+        worst = max(self.errors.values())
+        return (
+            f"{self.precision} in groups of {self.packing.weights.group_size}, {len(whole)} of {len(layers)} layers"
+            f" left whole, largest error of an output {worst:.3f}; {sizes}"
+        )
+
+    def _left_whole(self, reference: Reading, out: Path) -> set[str]:
+        """The layers that stay in 16 bit: the worst 1, 2, 4, ..., counting as one what vLLM computes as one."""
+        from tools.export.packed import fused_name
+        from tools.export.parity import difference
+
+        if self.options.budget is None:
+            return set()
+        by_fused: dict[str, list[str]] = {}
+        for name in self.errors:
+            by_fused.setdefault(fused_name(name), []).append(name)
+        order = sorted(by_fused.values(), key=lambda names: -max(self.errors[name] for name in names))
+        gap = 0.0
+        powers = [1 << power for power in range(len(order).bit_length())]
+        for num in sorted({0, *powers, len(order)}):
+            whole = {name for names in order[:num] for name in names}
+            gap, _ = difference(reference.logits, self._trial(whole).logits)
+            print(f"{num} of {len(order)} layers in 16 bit: relative logit difference {gap:.3g}", flush=True)
+            if gap <= self.options.budget:
+                return whole
+        raise InputError(f"{out}: --budget {self.options.budget} cannot be met, with all layers whole it is {gap:.3g}")
+
+    def _trial(self, whole: set[str]) -> Reading:
+        """Run the golden set through the packed model with these layers in 16 bit."""
+        from models.export import names_in_file
+        from models.opening import open_processor
+        from tools.export.parity import read_stock
+        from tools.export.stock import FromFiles, FromPacked, skeleton
+        from tools.export.streamed import stream
+
+        kept = {names_in_file(f"{name}.weight")[0] for name in whole}
+        plain = FromFiles(self.files, self.device)
+        fetch = FromPacked(self.packed, self._settings(whole), plain, self.device, kept)
+        model = stream(skeleton(self.config), fetch, self.device)
+        return read_stock(model, open_processor(self.bundle), list(self.options.probes), self.device)
+
+    def _settings(self, whole: set[str]) -> dict[str, Any]:
+        from tools.export.packed import settings
+
+        return settings(self.packing, whole)
+
+    def _write_files(self, directory: Path, whole: set[str]) -> None:
+        """The packed layers, everything else as it is in the bundle, and the documents."""
+        from models.bundle_files import save_config
+        from models.common.sharded import ShardedWriter
+        from models.export import names_in_file
+        from tools.export.packed import LEAVES
+        from tools.export.published import copy_documents, projector_pair, stock_tensors
+
+        chosen = {names_in_file(f"{name}.weight")[0] for name in self.errors if name not in whole}
+        pair, writer = projector_pair(self.files, self.config), ShardedWriter(directory)
+        for name, value in stock_tensors(self.files, pair):
+            if name not in chosen:
+                writer.add(name, value)
+                continue
+            for leaf in LEAVES:
+                writer.add(
+                    f"{name.removesuffix('weight')}{leaf}", self.packed.read(f"{name.removesuffix('weight')}{leaf}")
+                )
+        writer.close()
+        if pair is not None:
+            self.config.projector_hidden_act = "gelu"
+        self.config.quantization_config = self._settings(whole)
+        save_config(self.config, directory)
+        copy_documents(self.bundle, directory)
+
+
+def _calibrate(
+    model: Any,
+    fetch: Any,
+    bundle: Path,
+    options: ExportOptions,
+    *,
+    packing: Any,
+    dtype: torch.dtype,
+    keep: Callable[[str, Tensor, Tensor, float], None],
+    device: torch.device,
+) -> None:
+    """Run `calibrate` on the golden set's prompts with their answers."""
+    import torch
+
+    from models.opening import open_processor
+    from tools.export.calibrate import calibrate
+    from tools.export.parity import answer_ids, stock_inputs
+    from tools.export.streamed import Unit, stream
+
+    processor, prefix = open_processor(bundle), "model.language_model.layers."
+    layers = model.model.language_model.layers
+    by_hand = {
+        f"{prefix}{number}": Unit(f"{prefix}{number}", each, fetch, device) for number, each in enumerate(layers)
+    }
+    stream(model, fetch, device, by_hand=by_hand)
+    inputs = []
+    for probe in options.probes:
+        each = {name: value.to(device) for name, value in stock_inputs(processor, probe).items()}
+        answer = torch.tensor([answer_ids(processor.tokenizer, probe)], device=device, dtype=torch.long)
+        each["input_ids"] = torch.cat([each["input_ids"], answer], dim=1)
+        inputs.append(each)
+    args = packing.weights
+    calibrate(model, layers, prefix=prefix, inputs=inputs, units=by_hand, args=args, dtype=dtype, keep=keep)

@@ -1,0 +1,9 @@
+"""`python -m tools.families`: the command of `tools.examples.families` under the name that the docs give it."""
+
+from models.common.errors import run_cli
+from tools.examples.families.__main__ import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

@@ -1,0 +1,1 @@
+"""Inspection of existing runs: audit, replay, a snapshot of the code."""

@@ -1,0 +1,86 @@
+"""How long a stage takes: optimizer steps by its duration, hours by the FLOPs that it needs.
+
+Owns that arithmetic, and what is printed of it. FLOPs are computed by `trainer.flops`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from models.shapes import Counts, ModelShape
+from tools.preflight.data import Lengths, row_counts
+from tools.preflight.machine import Machine
+from tools.preflight.report import Report, gigabytes
+from tools.preflight.wire import Traffic
+from trainer.config.recipe import Recipe
+from trainer.config.schema import StageConfig
+from trainer.flops.estimator import flops_estimator
+from trainer.flops.utilisation import peak_flops
+
+
+def check_hours(
+    recipe: Recipe,
+    name: str,
+    machine: Machine,
+    report: Report,
+    *,
+    shape: ModelShape,
+    lengths: Lengths,
+    num_samples: int | None,
+    step_traffic: Traffic,
+) -> None:
+    """Steps by the duration, hours by needed FLOPs and an assumed share of the peak, and by what goes over the wire."""
+    stage = recipe.stage(name)
+    steps = num_steps(stage, lengths, num_samples)
+    peak = peak_flops(machine.device)
+    if steps is None:
+        report.leave_out(f"{name}: steps and hours: they follow from the data, which are not here")
+        return
+    if peak is None:
+        report.fact(f"{steps:,} steps")
+        report.leave_out(f"{name}: hours: the peak of {machine.device} is not known here")
+        return
+    row = row_counts(stage, lengths, worst=False).times(1 / stage.batch.micro_rows)
+    step = row.times(stage.batch.global_rows)
+    flops = steps * sum(part.total for part in flops_estimator(stage, shape)(step).values())
+    hours = flops / (peak * machine.peak_share * machine.num_gpus) / 3600
+    report.fact(
+        f"{steps:,} steps; {hours:.1f} hours, computed from {flops:.2e} FLOPs at an assumed"
+        f" {machine.peak_share:.0%} of {machine.num_gpus} x {peak / 1e12:.0f} TFLOP/s"
+    )
+    _tell_traffic(report, step_traffic, steps, hours)
+
+
+def _tell_traffic(report: Report, step: Traffic, steps: int, hours: float) -> None:
+    if step.num_gpus == 1:
+        return
+    waiting = steps * step.seconds / 3600
+    report.fact(
+        f"over the wire, a GPU and step: {gigabytes(step.gathered)} gathered, {gigabytes(step.reduced)} reduced,"
+        f" {step.seconds:.2f} s at an assumed {step.bytes_per_s / 1e9:.0f} GB/s;"
+        f" {hours + waiting:.1f} hours if computation hides none of it"
+    )
+
+
+def assumed_lengths(recipe: Recipe, name: str, shape: ModelShape) -> Lengths:
+    """Without samples: every row of maximal length, half of its text targets, one image with the most tiles."""
+    side = math.isqrt(shape.vision.num_patches) * math.isqrt(shape.vision.patch_inputs // 3)
+    tiles, tokens = recipe.model.image.most_tiles(side), recipe.stage(name).data.max_length
+    targets = max(1, (tokens - tiles * shape.features_per_tile) // 2)
+    return Lengths(Counts.of_sample(tokens, targets, tiles), tokens, "assumed: every sample of max_length")
+
+
+def num_steps(stage: StageConfig, lengths: Lengths, num_samples: int | None) -> int | None:
+    """Optimizer steps of a stage; None where they follow from data that are not here."""
+    duration, rows = stage.duration, stage.batch.global_rows
+    row = row_counts(stage, lengths, worst=False).times(1 / stage.batch.micro_rows)
+    samples = row.tokens / lengths.mean.tokens
+    if duration.unit == "steps":
+        return duration.count
+    if duration.unit == "samples":
+        return math.ceil(duration.count / (rows * samples))
+    if duration.unit == "tokens":
+        return math.ceil(duration.count / (rows * row.tokens))
+    if num_samples is None:
+        return None
+    return math.ceil(num_samples * duration.count / (rows * samples))

@@ -1,0 +1,108 @@
+"""What is asked, whichever way it came: turns and pictures, before any picture is decoded."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from data_pipeline.limits import MAX_BYTES, ImageError
+from data_pipeline.record import Turn
+from eval.prompts import Place, PromptTooLongError
+from models.common.errors import InputError
+from tools.serve.errors import ApiError, invalid
+from tools.serve.wire import ImagePart, Message, TextPart
+
+_BASE64_CHARACTERS = MAX_BYTES * 4 // 3 + 4
+
+
+@dataclass(frozen=True)
+class Question:
+    """A chat whose pictures are files still, or addresses."""
+
+    turns: tuple[Turn, ...]
+    pictures: tuple[bytes | str, ...] = ()
+    places: tuple[Place, ...] = ()
+    param: str = "messages"
+    """The field that is at fault where the chat is."""
+    picture_param: str = "image_url"
+    """The field that is at fault where a picture is."""
+
+
+def of_messages(messages: Sequence[Message]) -> Question:
+    """The question that a list of OpenAI's messages asks; every picture keeps its place.
+
+    Raises:
+        ApiError: a turn without text, a picture outside of the user's turns, or one that is not base64.
+    """
+    turns: list[Turn] = []
+    pictures: list[bytes | str] = []
+    places: list[Place] = []
+    for number, message in enumerate(messages):
+        text = ""
+        for part in _parts(message):
+            if isinstance(part, TextPart):
+                text += part.text
+                continue
+            if message.role != "user":
+                raise invalid(f"messages.{number}: only the user's messages hold pictures", "messages")
+            places.append(Place(number, len(text)))
+            pictures.append(read_url(part.image_url.url))
+        if not text.strip() and message.role != "assistant":
+            raise invalid(f"messages.{number}: there is no text in it, and the model answers to text", "messages")
+        turns.append(Turn("system" if message.role == "developer" else message.role, text))
+    return Question(tuple(turns), tuple(pictures), tuple(places))
+
+
+def _parts(message: Message) -> Sequence[TextPart | ImagePart]:
+    if message.content is None:
+        return ()
+    if isinstance(message.content, str):
+        return (TextPart(type="text", text=message.content),)
+    return message.content
+
+
+def read_url(url: str, param: str = "image_url") -> bytes | str:
+    """The file that a data: URL holds, or the address that an http(s) one is.
+
+    Raises:
+        ApiError: any other URL, or bad base64.
+    """
+    scheme = url[:6].lower()
+    if scheme.startswith("data:"):
+        head, comma, value = url.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise _bad(param, "a data: URL is data:image/…;base64,…")
+        return read_base64(value, param)
+    try:
+        scheme = urlsplit(url[:2000]).scheme
+    except ValueError:
+        scheme = ""
+    if scheme in ("http", "https"):
+        return url
+    raise _bad(param, "a picture is a data: URL with base64; files of the server are not read")
+
+
+def read_base64(text: str, param: str = "image_url") -> bytes:
+    """The bytes that base64 spells; line breaks in it are passed over."""
+    if len(text) > _BASE64_CHARACTERS + len(text) // 64:
+        raise _bad(param, f"the picture is larger than {MAX_BYTES / 1e6:.0f} MB")
+    try:
+        return base64.b64decode(text.translate({10: None, 13: None}) if "\n" in text else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise _bad(param, "the picture's base64 cannot be read") from None
+
+
+def of_input_error(error: InputError, question: Question) -> ApiError:
+    """What is wrong with a question, or one of its pictures."""
+    if isinstance(error, ImageError):
+        return _bad(question.picture_param, str(error))
+    if isinstance(error, PromptTooLongError):
+        return invalid(str(error), question.param, "context_length_exceeded")
+    return invalid(str(error), question.param)
+
+
+def _bad(param: str, message: str) -> ApiError:
+    return invalid(message, param, param)

@@ -1,0 +1,1 @@
+"""Callbacks around the steps of a stage: checks, metrics, diagnostics, validation, checkpoints."""

@@ -1,0 +1,1 @@
+"""Checkpoints: their format, writing them during training, and resuming from them."""

@@ -1,0 +1,1 @@
+"""The objectives: from a batch to sums of losses."""

@@ -1,0 +1,1 @@
+"""Metrics of a run: files, loggers, throughput, diagnostics of layers and tokens."""

@@ -1,0 +1,1 @@
+"""Validation during training: held-out loss, retrieval, benchmarks, and answers to look at."""
