@@ -9,6 +9,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")  # where the ranks of a test trai
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,11 @@ def quickstart_run(quickstart_world: Path) -> Path:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     (run / "stdout.txt").write_text(done.stdout)
     return run
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_stays() -> Iterator[None]:
+    """A test that joins a process group leaves it: the next one in this process could not join its own."""
+    yield
+    distributed = sys.modules.get("torch.distributed")
+    assert distributed is None or not distributed.is_available() or not distributed.is_initialized()

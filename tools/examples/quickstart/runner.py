@@ -18,6 +18,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +69,19 @@ class Runner:
         done = set(self.done_before)
         for name in (name for name in self._steps if name in done):
             self._say(name, f"done before, in {self._records[name]['seconds']:.0f} s")
-        threads: list[threading.Thread] = []
-        try:
-            self._start_as_cores_come_free(done, threads)
-            for thread in threads:
-                thread.join()
-        finally:  # also on Ctrl-C: our commands must not outlive this process
-            self._stop_all()
-            for thread in threads:
-                thread.join()
+        # Not Thread.join: interrupted by Ctrl-C it takes a thread for ended (threading.py, _wait_for_tstate_lock).
+        with ThreadPoolExecutor(max_workers=len(self._steps)) as threads:
+            try:
+                wait(futures := self._start_as_cores_come_free(done, threads))
+            finally:  # also on Ctrl-C: our commands must not outlive this process
+                self._stop_all()
+        for future in futures:
+            future.result()  # raises what the thread raised
         if self._failed:
             raise InputError(f"{self._failed[0]}; fix it and run the same command again, which resumes here")
 
-    def _start_as_cores_come_free(self, done: set[str], threads: list[threading.Thread]) -> None:
-        waiting = [step for step in self._steps.values() if step.name not in done]
+    def _start_as_cores_come_free(self, done: set[str], threads: ThreadPoolExecutor) -> list[Future[None]]:
+        waiting, futures = [step for step in self._steps.values() if step.name not in done], []
         with self._state:
             while waiting and not self._failed:
                 step = next((step for step in waiting if self._may_start(step, done)), None)
@@ -90,8 +90,8 @@ class Runner:
                     continue
                 waiting.remove(step)
                 self._free_cores -= step.cores
-                threads.append(threading.Thread(target=self._run_step, args=(step, done)))
-                threads[-1].start()
+                futures.append(threads.submit(self._run_step, step, done))
+        return futures
 
     def _may_start(self, step: Step, done: set[str]) -> bool:
         return step.cores <= self._free_cores and all(need in done for need in step.needs)
@@ -108,6 +108,7 @@ class Runner:
             if status != 0 or missing:
                 reason = f"exit code {status}" if status else f"it did not make {', '.join(missing)}"
                 self._failed.append(f"step {step.name!r} failed: {reason}")
+                self._stop_all()
             else:
                 seconds = round(time.monotonic() - started_s, 1)
                 self._records[step.name] = {"key": self._keys[step.name], "seconds": seconds}
