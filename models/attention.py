@@ -40,6 +40,9 @@ FLASH_CAPABILITY = (8, 0)
 
 _LONGEST_STEP = 256
 
+_UNCOMPILED: dict[str, Callable[..., Tensor]] = {}
+"""What `keep_uncompiled` has put here is called in place of the function that torch.compile would follow into."""
+
 Kernel = Callable[[Tensor, Tensor, Tensor, "Segments", float], Tensor]
 """(q [N, H, d], k and v [N, H', d], segments, scale) -> [N, H, d]."""
 
@@ -102,7 +105,8 @@ def attend(
         terms = terms.within(max(segments.lengths))
     query, key, value = (_lower(states) for states in (query, key, value))
     if not terms.is_plain or segments.kernel is None or dropout > 0.0 or query.dtype == torch.float32:
-        return _one_by_one((query, key, value), segments.lengths, scaling, dropout, terms), None
+        one_by_one = _UNCOMPILED.get(ONE_BY_ONE, _one_by_one)
+        return one_by_one((query, key, value), segments.lengths, scaling, dropout, terms), None
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     return segments.kernel(q, k, v, segments, scaling).unsqueeze(0), None
 
@@ -152,7 +156,6 @@ def _lower(states: Tensor) -> Tensor:
     return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 
 
-@torch.compiler.disable
 def _one_by_one(
     states: tuple[Tensor, Tensor, Tensor], lengths: Sequence[int], scale: float, dropout: float, terms: Terms
 ) -> Tensor:
@@ -183,6 +186,15 @@ def _of_sample(states: tuple[Tensor, Tensor, Tensor], scale: float, dropout: flo
     return F.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
     )
+
+
+def keep_uncompiled() -> None:
+    """Have torch.compile leave `_one_by_one` as it is. Call it before layers are compiled.
+
+    Not a decorator: `torch.compiler.disable` imports torch's compiler, 1 to 2 CPU seconds for every process that
+    imports this module, and few compile.
+    """
+    _UNCOMPILED.setdefault(ONE_BY_ONE, torch.compiler.disable(_one_by_one))
 
 
 def choose_kernel(device: torch.device) -> tuple[str, Kernel | None]:

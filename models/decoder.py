@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import Segments, attend, register
+from models.attention import Segments, attend, keep_uncompiled, register
 from models.common.errors import InputError
 from models.memory_efficient import use_memory_efficient_layers
 from models.own_forward import OwnForward, layers_of
@@ -114,6 +114,7 @@ class PackedDecoder:
 
     def compile(self, backend: str = "inductor") -> None:
         """Compile each layer with torch.compile; all layers share what is compiled for the first."""
+        keep_uncompiled()
         for layer in self._decoder.layers:
             layer.compile(backend=backend)
         self._finish = torch.compile(_finish, backend=backend)

@@ -56,6 +56,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(scope="session")
 def quickstart_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a tiny quickstart after its first steps: what it trains on, and nothing trained."""
+    from tests.support import warm
     from tests.support.quickstart import TINY
     from tools.examples.quickstart.runner import Runner
     from tools.examples.quickstart.steps import plan
@@ -67,7 +68,7 @@ def quickstart_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.mkdir(exist_ok=True)
     os.chdir(REPOSITORY)
     try:
-        with FileLock(shared / "quickstart.lock"):  # the second process finds it done
+        with FileLock(shared / "quickstart.lock"), warm.as_executable():  # the second process finds it done
             Runner(run, [step for step in plan(run, TINY, 0) if step.name in WORLD_STEPS]).run()
     finally:
         os.chdir(before)
@@ -77,10 +78,11 @@ def quickstart_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def quickstart_run(quickstart_world: Path) -> Path:
     """The directory of a tiny quickstart, every step of it run by the real commands."""
+    from tests.support import warm
     from tests.support.quickstart import TINY
 
     run = quickstart_world
-    command = [sys.executable, "-m", "tools.quickstart", "--run", str(run), "--sizes", TINY.model_dump_json()]
+    command = [warm.python(), "-m", "tools.quickstart", "--run", str(run), "--sizes", TINY.model_dump_json()]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     (run / "stdout.txt").write_text(done.stdout)

@@ -18,7 +18,16 @@ from pathlib import Path
 
 from trainer.distributed.ports import choose_port
 
-PRELOADED = ("torch", "deepspeed", "transformers", "peft", "trainer.build", "trainer.loop", "trainer.local_ranks")
+PRELOADED = (
+    "torch",
+    "torch._dynamo",  # torch imports it when the first optimizer is made
+    "deepspeed",
+    "transformers",
+    "peft",
+    "trainer.build",
+    "trainer.loop",
+    "trainer.local_ranks",
+)
 POLL_S = 0.01
 
 

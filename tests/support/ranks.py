@@ -13,7 +13,7 @@ from tests.support.patience import GUARD_S
 from trainer.distributed.context import from_environment
 from trainer.distributed.ports import choose_port
 
-PRELOADED = ["trainer.loop", "trainer.build", "deepspeed", "peft"]
+PRELOADED = ["trainer.loop", "trainer.build", "deepspeed", "peft", "torch._dynamo"]
 """What takes seconds to import and every rank needs: imported once, in a process that the ranks are forked from."""
 
 

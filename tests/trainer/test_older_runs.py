@@ -23,7 +23,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from safetensors.torch import load_file
 from models.bundle import read_manifest
 from models.common.files import write_json
 from models.common.source import sha256_of
+from tests.support import warm
 from tests.support.backbones import write_recipe
 from tests.support.paths import REPOSITORY
 from tests.support.ranks import run_on_ranks
@@ -52,7 +52,7 @@ def command(folder: Path, *words: str) -> str:
     """What a person types, in the folder that the recipe's paths are relative to; its output."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [warm.python(), "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout + done.stderr

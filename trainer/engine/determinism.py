@@ -7,10 +7,10 @@ embedding, cuBLAS with several workspaces) change the last bits of a gradient fr
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import MutableMapping
 
 import torch
-from torch._inductor import config as inductor_config
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """cuBLAS is deterministic where each stream has workspaces of its own
@@ -36,5 +36,8 @@ def set_determinism(is_wanted: bool) -> None:
     # would make every norm NaN.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    if hasattr(inductor_config, "deterministic"):  # compiled layers: no choice of kernels by their time, torch 2.10
-        inductor_config.deterministic = is_wanted
+    if is_wanted or "torch._inductor" in sys.modules:  # its import takes 1 to 2 CPU seconds
+        from torch._inductor import config
+
+        if hasattr(config, "deterministic"):  # compiled layers: no choice of kernels by their time, torch 2.10
+            config.deterministic = is_wanted

@@ -14,6 +14,7 @@ import torch
 from models.bundle import read_manifest, verify
 from models.common.errors import run_cli
 from models.common.sharded import TensorFiles
+from tests.support import warm
 from tests.support.backbones import hold_in_bf16
 from tests.support.bundles import image
 from tests.support.checkpoints import write_finished
@@ -120,8 +121,11 @@ def test_both_loaders_write_the_same_answer(bundles: dict[tuple[str, str], Path]
     image().save(tmp_path / "photo.png")
     words = [str(tmp_path / "photo.png"), *map(str, bundles.values())]
     said = []
-    for options, code, where in ((["-c"], WITH_US, REPOSITORY), (["-I", "-c"], WITHOUT_US, tmp_path)):
-        command = [sys.executable, *options, code, *words]
+    for python, options, code, where in (
+        (warm.python(), ["-c"], WITH_US, REPOSITORY),
+        (sys.executable, ["-I", "-c"], WITHOUT_US, tmp_path),
+    ):
+        command = [python, *options, code, *words]
         done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         said.append(json.loads(done.stdout.splitlines()[-1]))

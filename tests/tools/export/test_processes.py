@@ -4,7 +4,6 @@ quantized ones of a stage in bf16."""
 from __future__ import annotations
 
 import subprocess
-import sys
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import sightline
 from models.bundle import verify
 from models.common.errors import run_cli
+from tests.support import warm
 from tests.support.backbones import hold_in_bf16
 from tests.support.benchmarks import make_benchmark
 from tests.support.bundles import image
@@ -51,7 +51,7 @@ def own_bundle(folder: Path, kind: str, precision: str = "fp32") -> Path:
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return subprocess.run([warm.python(), *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_eval_opens_it(made: dict[str, Path], name: str, tmp_path: Path) -> None
 def test_the_demo_answers_as_the_library_does(made: dict[str, Path], name: str, tmp_path: Path) -> None:
     photo, question = tmp_path / "photo.png", "What is in the image?"
     image().save(photo)
-    words = [sys.executable, "-m", "tools.demo", str(made[name]), "--device", "cpu"]
+    words = [warm.python(), "-m", "tools.demo", str(made[name]), "--device", "cpu"]
     answer = answer_of_page(words, photo, question, where=REPOSITORY)
     expected = sightline.load(made[name], device="cpu").chat(photo, question, max_new_tokens=PAGE_TOKENS)
     assert answer == cleandoc(expected)
