@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 
+from trainer.distributed.ports import CHOOSE_ANOTHER
+
 _NCCL_OWN_FAULT = re.compile(r"\bnccl(InvalidUsage|InvalidArgument|UnhandledCudaError)\b")
 """Answers of NCCL that are about this process: two ranks on one GPU, a CUDA error. torch writes the constant's name
 into the message (`getNcclErrorDetailStr`, torch/csrc/distributed/c10d/NCCLUtils.cpp)."""
@@ -41,6 +43,6 @@ def describe(error: BaseException, max_length: int = 200) -> str:
     """The first line of an error (C++ traces and NCCL's log follow it); for a taken port with what to do."""
     taken = re.search(r"\bport: (\d+),.*\bEADDRINUSE\b", str(error))
     if taken is not None:
-        return f"port {taken[1]} is taken by another process of this machine; choose another MASTER_PORT"
+        return f"port {taken[1]} is taken by another process of this machine; {CHOOSE_ANOTHER}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:max_length] if lines else type(error).__name__

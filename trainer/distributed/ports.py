@@ -9,6 +9,9 @@ PORTS = range(20_000, 32_000)
 """Below what Linux hands to outgoing connections and to port 0 (net.ipv4.ip_local_port_range begins at 32768): one of
 those may be gone again between the look at it and its use. slurm/launch.sh stays below it too."""
 
+CHOOSE_ANOTHER = "choose another (deepspeed --master_port, or MASTER_PORT)"
+"""What a user does where a port is taken."""
+
 
 def choose_port() -> int:
     """A port of `PORTS` that nothing listens at now.

@@ -18,6 +18,7 @@ from typing import Any
 
 from models.common.errors import InputError
 from trainer.distributed.context import DistributedContext
+from trainer.distributed.ports import CHOOSE_ANOTHER
 from trainer.distributed.running_time import RunningTime
 
 POLL_S = 0.25
@@ -46,7 +47,7 @@ def join_store(
         )
     from torch.distributed import DistNetworkError, PrefixStore  # type: ignore[attr-defined]
 
-    taken = InputError(f"port {port} of {address} is taken by another process; choose another MASTER_PORT")
+    taken = InputError(f"port {port} of {address} is taken by another process; {CHOOSE_ANOTHER}")
     is_agents = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not ranks.is_first or is_agents:
         _wait_for_listener(address, int(port), timeout_s)

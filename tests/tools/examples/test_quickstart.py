@@ -18,7 +18,7 @@ from tests.support.paths import REPOSITORY
 from tests.support.patience import GUARD_S, wait_until
 from tests.support.quickstart import TINY
 from tools.examples.quickstart.runner import Runner
-from tools.examples.quickstart.steps import Step, plan, recipe_arguments
+from tools.examples.quickstart.steps import Step, launcher, plan, recipe_arguments, with_free_port
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -193,3 +193,13 @@ Runner(folder, [Step("long", command, (folder / "made",))]).run()
 def test_a_step_that_does_not_make_its_output_fails(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it did not make"):
         Runner(tmp_path, [step("first", "true", tmp_path)]).run()
+
+
+def test_two_runs_on_a_machine_do_not_meet_at_one_port() -> None:
+    command = ("python", "-m", "around", *launcher(), "recipe.yaml")
+    first, second = with_free_port(command), with_free_port(command)
+    place = first.index("--master_port")
+    assert first[place - 1] == command[3]
+    assert first[:place] + first[place + 2 :] == command
+    assert first[place + 1] != second[place + 1]
+    assert with_free_port(("sh", "-c", "true")) == ("sh", "-c", "true")

@@ -20,7 +20,7 @@ from models.common.errors import AwayError, InputError, run_cli
 from models.common.exit_codes import ExitCode
 from tests.support.ranks import forkserver_context
 from trainer.distributed.context import from_environment
-from trainer.distributed.ports import choose_port
+from trainer.distributed.ports import CHOOSE_ANOTHER, choose_port
 from trainer.distributed.preemption import PreemptionHandler
 from trainer.distributed.start import Start, as_fault, identity
 
@@ -257,7 +257,7 @@ def test_a_port_of_somebody_else_is_said_by_every_rank(tmp_path: Path) -> None:
         stranger.listen()  # and never answers
         port = stranger.getsockname()[1]
         with ranks(tmp_path, stand_still, stand_still, port=port) as started:
-            line = f"error: port {port} of 127.0.0.1 is taken by another process; choose another MASTER_PORT\n"
+            line = f"error: port {port} of 127.0.0.1 is taken by another process; {CHOOSE_ANOTHER}\n"
             assert started.ends() == [(2, line)] * 2
 
 
@@ -268,7 +268,7 @@ def test_a_port_of_another_training_run_is_said_and_that_run_goes_on(tmp_path: P
     with ranks(tmp_path, stand_still, stand_still, port=port) as on:
         on.wait_until_met()
         with ranks(tmp_path / "second", stand_still, stand_still, port=port, run=run) as started:
-            line = f"error: port {port} of 127.0.0.1 is taken by another process; choose another MASTER_PORT\n"
+            line = f"error: port {port} of 127.0.0.1 is taken by another process; {CHOOSE_ANOTHER}\n"
             assert started.ends() == [(2, line)] * 2
         assert [process.exitcode for process in on.processes] == [None, None]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from models.spec import Config
 from tools.examples.photos.packages import LANGUAGE, VISION
-from tools.examples.quickstart.steps import Step, bundles, training_script
+from tools.examples.quickstart.steps import Step, bundles, launcher
 
 RECIPE = "recipes/smollm2_dinov2_photos.yaml"
 PROMPT = "Describe the picture."
@@ -113,10 +113,6 @@ def recipe_arguments(photos: Photos, out: Path | None = None) -> tuple[str, ...]
     )
 
 
-def _launcher() -> tuple[str, ...]:
-    return (str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", training_script())
-
-
 def _rehearsed(photos: Photos) -> tuple[Step, ...]:
     """A few steps of both stages, merged and scored on a few photos, in a run of its own."""
     run, sizes = photos.rehearsal, photos.sizes
@@ -124,7 +120,7 @@ def _rehearsed(photos: Photos) -> tuple[Step, ...]:
         "tracking.log_every_steps=1",
         *(f"stages.{stage}.duration={{unit: steps, count: {sizes.rehearsal_steps}}}" for stage in ("align", "lora")),
     )
-    train = (*_launcher(), *recipe_arguments(photos, run), *short, "--stage", "all")
+    train = (*launcher(), *recipe_arguments(photos, run), *short, "--stage", "all")
     bundle = run / "bundle"
     return (
         Step(
@@ -152,7 +148,7 @@ def _rehearsed(photos: Photos) -> tuple[Step, ...]:
 
 def _training(photos: Photos) -> tuple[Step, ...]:
     run = photos.run
-    train = (*_launcher(), *recipe_arguments(photos), "--stage")
+    train = (*launcher(), *recipe_arguments(photos), "--stage")
     killed = _python("tools.examples.photos.killed_once", run / "lora", "--")
     stages = (("align", (), SCORES[1]), ("lora", killed, "align"))
     return (

@@ -25,7 +25,7 @@ from typing import Any
 from models.common.documents import read_value
 from models.common.errors import InputError
 from models.common.files import write_json
-from tools.examples.quickstart.steps import Step
+from tools.examples.quickstart.steps import Step, with_free_port
 
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
@@ -98,9 +98,10 @@ class Runner:
 
     def _run_step(self, step: Step, done: set[str]) -> None:
         self._begin(step)
-        self._say(step.name, "$ " + shlex.join(_shown(step.command)))
+        command = with_free_port(step.command)
+        self._say(step.name, "$ " + shlex.join(_shown(command)))
         started_s = time.monotonic()
-        status = self._execute(step)
+        status = self._execute(step.name, command)
         with self._state:
             self._running.pop(step.name, None)
             self._free_cores += step.cores
@@ -130,17 +131,17 @@ class Runner:
             self._records[step.name] = {"key": self._keys[step.name], "seconds": None}
             write_json(self._file, self._records)
 
-    def _execute(self, step: Step) -> int:
+    def _execute(self, name: str, command: Sequence[str]) -> int:
         environment = {**os.environ, **ENVIRONMENT}
         process = subprocess.Popen(
-            step.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         with self._state:
-            self._running[step.name] = process
+            self._running[name] = process
         if self._stopping:
             self._stop_all()
         assert process.stdout is not None
-        self._relay(step.name, io.TextIOWrapper(process.stdout, errors="replace", newline=""))
+        self._relay(name, io.TextIOWrapper(process.stdout, errors="replace", newline=""))
         return process.wait()
 
     def _relay(self, name: str, stream: Any) -> None:

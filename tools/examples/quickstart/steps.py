@@ -6,11 +6,13 @@ world -> clip, language -> shards -> align -> lora -> merged -> nf4 bundle -> sc
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from models.spec import Config
+from trainer.distributed.ports import choose_port
 
 RECIPE = "recipes/llava15_tiny.yaml"
 CAPTION_PROMPT = "Describe the picture."
@@ -107,8 +109,20 @@ def training_script() -> str:
     return str(spec.origin)
 
 
+def launcher() -> tuple[str, ...]:
+    """The beginning of a command that trains on two ranks."""
+    return (str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", training_script())
+
+
+def with_free_port(command: Sequence[str]) -> tuple[str, ...]:
+    """A command whose ranks meet where nothing listens now: every run that deepspeed starts has 29500 by default."""
+    for place, word in enumerate(command, start=1):
+        if Path(word).name == "deepspeed":
+            return (*command[:place], "--master_port", str(choose_port()), *command[place:])
+    return tuple(command)
+
+
 def _training(run: Path, sizes: QuickstartSizes, seed: int) -> tuple[Step, ...]:
-    launcher = (str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", training_script())
     arguments = recipe_arguments(run, sizes, seed)
     before = run / "merged" / "before"
     untrained = (arguments[0], "--untrained", "--stage", "align", "--out", before, *arguments[1:])
@@ -117,7 +131,7 @@ def _training(run: Path, sizes: QuickstartSizes, seed: int) -> tuple[Step, ...]:
         *(
             Step(
                 stage,
-                (*launcher, *arguments, "--stage", stage),
+                (*launcher(), *arguments, "--stage", stage),
                 (run / stage / "finished.json",),
                 needs,
                 cores=2,
