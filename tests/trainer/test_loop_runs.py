@@ -324,4 +324,4 @@ def test_fp16_for_a_model_born_in_bf16_is_refused(recipe: dict[str, Any], tmp_pa
     varied = vary(recipe, "refused", "align", engine__precision="fp16")
     varied["model"]["language"]["path"] = str(tmp_path)
     with pytest.raises(InputError, match=r"engine\.precision=fp16: .* was trained in bf16"):
-        train(DistributedContext(), varied, "align")
+        run_on_ranks(1, train, varied, "align")  # a process of its own: it has joined a process group by then
