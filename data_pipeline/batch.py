@@ -21,7 +21,8 @@ from torch import Tensor
 
 from data_pipeline.sample import Row
 from models.images import Images
-from models.spec import IGNORE_INDEX, TextSpec
+from models.patches import plan_patches, rope_positions
+from models.spec import IGNORE_INDEX, PatchGrid, TextSpec
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -62,6 +63,8 @@ class TokenLayout:
     """int64, at which of the N tokens a target is predicted."""
     target_rows_K: Tensor
     """int64, the row of each target."""
+    rope_3N: Tensor | None = None
+    """int64, positions by time, row and column, for a model that has them (M-RoPE)."""
 
     def without_padding(self, values_BL: Tensor) -> Tensor:
         """[B, L] -> [N]: the values at real tokens, sample after sample."""
@@ -150,8 +153,8 @@ def collate(rows: Sequence[Row], text: TextSpec) -> Batch:
     is_image = (ids == text.image_token_id) & (segments != 0)
     return Batch(
         tokens=PaddedTokens(*(torch.from_numpy(each) for each in (ids, targets, positions, segments))),
-        images=_images(rows),
-        layout=_layout(segments, positions, targets, is_image),
+        images=_images(rows, text.grid),
+        layout=replace(_layout(segments, positions, targets, is_image), rope_3N=_rope(rows, text)),
         keys=tuple(tuple(sample.key for sample in row) for row in rows),
         shards=tuple(tuple(sample.shard for sample in row) for row in rows),
         num_targets=int(np.count_nonzero(targets != IGNORE_INDEX)),
@@ -177,12 +180,26 @@ def _layout(segments: Ints, positions: Ints, targets: Ints, is_image: NDArray[np
     )
 
 
-def _images(rows: Sequence[Row]) -> Images:
+def _rope(rows: Sequence[Row], text: TextSpec) -> Tensor | None:
+    """Each sample's positions by time, row and column, one sample after another; one 0 where there is none."""
+    if text.grid is None:
+        return None
+    found = [
+        rope_positions(sample.input_ids == text.image_token_id, sample.image_sizes, text.grid)
+        for row in rows
+        for sample in row
+    ]
+    return torch.from_numpy(np.concatenate(found, axis=1) if found else np.zeros((3, 1), dtype=np.int64))
+
+
+def _images(rows: Sequence[Row], grid: PatchGrid | None) -> Images:
     tiles = [sample.tiles for row in rows for sample in row]
     counts = [sum(len(sample.tiles) for sample in row) for row in rows]
+    sizes = tuple(size for row in rows for sample in row for size in sample.image_sizes)
     return Images(
         # Without a sample the tile size is unknown.
         tiles_TSSC=torch.from_numpy(np.concatenate(tiles) if tiles else np.zeros((0, 1, 1, 3), dtype=np.uint8)),
-        sizes=tuple(size for row in rows for sample in row for size in sample.image_sizes),
+        sizes=sizes,
         tile_rows_T=torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
+        plan=None if grid is None else plan_patches(grid, sizes),
     )

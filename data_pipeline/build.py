@@ -57,10 +57,10 @@ def open_stream(
     """
     _check_lengths(config, text)
     _check_images(config, image)
-    tokens = Tokens.of(tokenizer)
+    tokens = Tokens.of(tokenizer, text.image_token)
     if tokens.image_token_id != text.image_token_id:
         raise InputError(
-            f"{IMAGE_TOKEN} is {tokens.image_token_id} in the tokenizer, {text.image_token_id} in the model"
+            f"{tokens.image_token} is {tokens.image_token_id} in the tokenizer, {text.image_token_id} in the model"
         )
     order = build_order(config, [open_index(source) for source in config.sources], seed, num_slots)
     for index in order.indexes:
@@ -77,7 +77,7 @@ def open_stream(
         ImageHandling(
             scaled_jpeg=config.jpeg == "scaled",
             augmenter=Augmenter(config.augment, seed) if config.augment is not None else None,
-            fewer_tiles=config.too_long == "fewer_tiles",
+            shrinks=config.too_long in ("fewer_tiles", "shrink"),
         ),
         config.control_tokens,
     )
@@ -112,13 +112,24 @@ def _check_lengths(config: DataConfig, text: TextSpec) -> None:
 
 
 def _check_images(config: DataConfig, image: ImageSpec) -> None:
-    is_anyres = image.fit.is_tiled
+    is_anyres, is_native = image.fit.is_tiled, image.fit.grid is not None
     if config.jpeg == "scaled" and is_anyres:
         raise InputError(
             "data.jpeg is scaled, which would change the size that AnyRes chooses tiles by: set jpeg: exact"
         )
+    if config.jpeg == "scaled" and is_native:
+        raise InputError("data.jpeg is scaled, but at native resolution an image keeps its size: set jpeg: exact")
     if config.too_long == "fewer_tiles" and not is_anyres:
-        raise InputError(f"data.too_long is fewer_tiles, but image fit {image.fit.kind} has one: set skip or error")
+        instead = "shrink" if is_native else "skip or error"
+        raise InputError(f"data.too_long is fewer_tiles, but image fit {image.fit.kind} has no canvas: set {instead}")
+    if config.too_long == "shrink" and not is_native:
+        instead = "fewer_tiles" if is_anyres else "skip or error"
+        raise InputError(f"data.too_long is shrink, but image fit {image.fit.kind} has its sizes: set {instead}")
+    if is_native and config.template.kind not in ("model", "pair"):
+        raise InputError(
+            f"data.template.kind: {config.template.kind} writes an image as {IMAGE_TOKEN}, which this model does not"
+            " have: set kind: model"
+        )
 
 
 def build_order(config: DataConfig, indexes: Sequence[ShardIndex], seed: int, num_slots: int) -> SampleOrder:

@@ -153,9 +153,10 @@ class DataConfig(Config):
     """`scaled` decodes JPEGs at 1/2, 1/4 or 1/8 where that leaves enough: faster, and not bit for bit what a bundle's
     processor makes."""
     augment: ImageAugment | None = None
-    too_long: Literal["error", "skip", "fewer_tiles"] = "skip"
+    too_long: Literal["error", "skip", "fewer_tiles", "shrink"] = "skip"
     """What to do with a sample longer than `max_length`. `fewer_tiles`, under AnyRes: its images get the largest
-    canvases that fit; where none does, it is skipped.
+    canvases that fit; `shrink`, at native resolution: all its images get the largest area that fits; where none does,
+    it is skipped.
     """
     shuffle_window: Annotated[int, Field(gt=0)] = 4096
     num_workers: Annotated[int, Field(ge=0)] = 2

@@ -21,10 +21,10 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.record import Record, read_record
 from data_pipeline.sample import BadSample, Encoded, SampleRef, TileArray, TokenArray
 from data_pipeline.templates import Template
-from data_pipeline.tiles import fit_tiles, shrink_to_budget
+from data_pipeline.tiles import fit_image, fit_to_budget
 from data_pipeline.tokens import Tokens
 from models.common.errors import InputError, single_line
-from models.spec import IGNORE_INDEX, ImageSpec, num_image_tokens
+from models.spec import IGNORE_INDEX, ImageSpec
 
 ImageSizes = tuple[tuple[int, int], ...]
 
@@ -36,7 +36,7 @@ class Encoding(NamedTuple):
     labels: TokenArray  # [L]
     tiles: TileArray  # [T, S, S, 3]
     image_sizes: ImageSizes
-    """(height, width) of each image before resizing."""
+    """See `Encoded.image_sizes`."""
     num_shrunk: int
     """Number of images that got fewer tiles."""
 
@@ -48,8 +48,8 @@ class ImageHandling:
     scaled_jpeg: bool = False
     """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where that leaves enough."""
     augmenter: Augmenter | None = None
-    fewer_tiles: bool = False
-    """Under AnyRes, give images fewer tiles where the sample would be too long."""
+    shrinks: bool = False
+    """Give images fewer tiles, or at native resolution fewer patches, where the sample would be too long."""
 
     def smallest_side(self, size: int) -> int | None:
         """How many pixels of an image's shorter side a decoder must keep for squares of `size`; None: all."""
@@ -126,14 +126,16 @@ class Encoder:
         if not np.any(labels[1:] != IGNORE_INDEX):
             raise InputError("nothing in it is a target: the answers are empty")
         images, num_shrunk = [self._open(payload, ref, place) for place, payload in enumerate(record.images)], 0
-        if self.handling.fewer_tiles:
+        if self.handling.shrinks:
             num_text = int(np.count_nonzero(ids != self.tokens.image_token_id))
-            images, num_shrunk = shrink_to_budget(images, self.image, self.max_length - num_text)
+            fitted, num_shrunk = fit_to_budget(images, self.image, self.max_length - num_text)
+        else:
+            fitted = [fit_image(image, self.image) for image in images]
         nothing = np.empty((0, self.image.size, self.image.size, 3), dtype=np.uint8)
-        tiles = np.concatenate([nothing, *(fit_tiles(image, self.image) for image in images)])
-        costs = [num_image_tokens(self.image, image.width, image.height) for image in images]
+        tiles = np.concatenate([nothing, *(each.tiles for each in fitted)])
+        costs = [each.num_tokens for each in fitted]
         ids, labels = expand_images(ids, labels, self.tokens.image_token_id, costs)
-        return Encoding(ids, labels, tiles, tuple((image.height, image.width) for image in images), num_shrunk)
+        return Encoding(ids, labels, tiles, tuple(each.size for each in fitted), num_shrunk)
 
     def _control_tokens_of(self, role: str) -> ControlTokens:
         return self._control_tokens_of_answers if role == "assistant" else self.control_tokens

@@ -88,7 +88,7 @@ class OwnTemplate:
             raise InputError("this model brings no chat template; choose one of plain, vicuna_v1, chatml, llama3")
         template = cls(tokens, _fixed_date(syntax_tree(tokens.chat_template), None), is_models=True)
         printed = template._render([Turn("user", f"{IMAGE_TOKEN}a")], add_generation_prompt=True)
-        if IMAGE_TOKEN not in printed:
+        if tokens.image_token not in printed:
             raise InputError("the model's chat template prints no image where a turn has one; choose another template")
         if tokens.bos and not printed.startswith(tokens.bos):
             template = cls(tokens, _printed(tokens.bos) + template.prefix, is_models=True)  # as its processor begins

@@ -1,7 +1,7 @@
 """The values that move through the pipeline: a reference to a sample, the sample as tokens and pixels, and a row of the
 batch.
 
-Owns the plain values that are sent to workers and returned. Legend: L tokens, T tiles, S the tile's side in pixels.
+Owns the plain values that are sent to workers and returned. Legend: L tokens, T tiles or patches, S a tile's side.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Encoded(_Named):
     labels: TokenArray  # [L]
     tiles: TileArray  # [T, S, S, 3]
     image_sizes: tuple[tuple[int, int], ...] = ()
-    """(height, width) of each image before resizing: AnyRes needs them to assign tiles to images."""
+    """(height, width) of each image before resizing, by which AnyRes assigns tiles to images; at native resolution
+    after it, which gives its rows and columns of patches."""
     num_shrunk: int = 0
     """Number of images that got fewer tiles because of `max_length`."""
 

@@ -1,4 +1,4 @@
-"""An image as the tiles that the vision encoder takes: one square, or LLaVA-NeXT's several (AnyRes).
+"""An image as the tiles that the vision encoder takes: one square, LLaVA-NeXT's several (AnyRes), or its patches.
 
 Owns the cut into tiles, and shrinking images to a budget of tokens. Which canvas an image gets, and what it costs in
 tokens, is `models.spec`'s.
@@ -14,21 +14,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from data_pipeline import limits
 from data_pipeline.images import fit
 from data_pipeline.sample import TileArray
-from models.spec import ImageSpec, canvas_size, num_image_tokens
+from models.patches import in_blocks
+from models.spec import ImageSpec, NativeImage, PatchGrid, canvas_size, num_image_tokens
 
 
 def fit_tiles(image: Image.Image, spec: ImageSpec) -> TileArray:
-    """An RGB image as tiles [T, S, S, 3], by the rule of `spec.fit`; T is 1 but for AnyRes.
+    """An RGB image as tiles [T, S, S, 3], by the rule of `spec.fit`; T is 1 but for AnyRes and native resolution.
 
     Raises:
         InputError: too long and thin.
     """
+    if spec.fit.grid is not None:
+        return cut_patches(image, spec.fit.fitted(image.width, image.height), spec.fit.grid)
     if not spec.fit.is_tiled:
         return fit(image, spec)[np.newaxis]
     size = spec.size
@@ -36,6 +41,72 @@ def fit_tiles(image: Image.Image, spec: ImageSpec) -> TileArray:
     whole = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
     grid = _on_canvas(image, width, height).reshape(height // size, size, width // size, size, 3)
     return np.concatenate([whole[np.newaxis], grid.swapaxes(1, 2).reshape(-1, size, size, 3)])
+
+
+def cut_patches(image: Image.Image, size: tuple[int, int], grid: PatchGrid) -> TileArray:
+    """An RGB image, resized to `size` (height, width), as its patches [P, S, S, 3], block after block.
+
+    Raises:
+        ImageError: it would not fit into memory.
+    """
+    height, width = size
+    limits.check_fitted(*image.size, height * width)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    rows, columns = grid.patches(height, width)
+    side = grid.patch_size
+    return in_blocks(pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2), grid.merge)
+
+
+class FittedImage(NamedTuple):
+    """An image as the model takes it."""
+
+    tiles: TileArray  # [T, S, S, 3]
+    size: tuple[int, int]
+    """(height, width): its own, or at native resolution that to which it is resized."""
+    num_tokens: int
+
+
+def fit_image(image: Image.Image, spec: ImageSpec) -> FittedImage:
+    """An RGB image as tiles, with its size and what it costs. Raises InputError where it is too long and thin."""
+    size = (image.height, image.width)
+    if spec.fit.grid is not None:
+        size = spec.fit.fitted(image.width, image.height)
+    return FittedImage(fit_tiles(image, spec), size, num_image_tokens(spec, image.width, image.height))
+
+
+def fit_to_budget(images: Sequence[Image.Image], spec: ImageSpec, budget: int) -> tuple[list[FittedImage], int]:
+    """Images that together cost at most `budget` tokens, and how many of them were shrunk for it.
+
+    Under AnyRes by `shrink_to_budget`. At native resolution all images get the same largest area that fits, of at least
+    its lower bound; each is resized once. Where even that costs too much, they are returned as they are.
+    """
+    if spec.fit.grid is None:
+        shrunk, num_shrunk = shrink_to_budget(images, spec, budget)
+        return [fit_image(image, spec) for image in shrunk], num_shrunk
+    most = most_pixels([image.size for image in images], spec.fit, budget)
+    smaller = spec.model_copy(update={"fit": spec.fit.model_copy(update={"max_pixels": most})})
+    fitted = [fit_image(image, smaller) for image in images]
+    return fitted, sum(each.size != spec.fit.fitted(*image.size) for each, image in zip(fitted, images, strict=True))
+
+
+def most_pixels(sizes: Sequence[tuple[int, int]], fit: NativeImage, budget: int) -> int:
+    """The largest bound of pixels under which images of these (width, height) cost at most `budget` tokens.
+
+    A multiple of one token's, at least the lower bound; `fit`'s own where it fits, and where nothing does.
+    """
+
+    def cost(num_tokens: int) -> int:
+        bound = num_tokens * fit.grid.factor**2
+        return sum(fit.num_tokens(*fit.fitted(*size, max_pixels=bound)) for size in sizes)
+
+    per_token = fit.grid.factor**2
+    low, high = -(-fit.min_pixels // per_token), fit.max_pixels // per_token
+    if cost(high) <= budget or cost(low) > budget:
+        return fit.max_pixels
+    while high - low > 1:  # cost(low) fits and cost(high) does not
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= budget else (low, middle)
+    return low * per_token
 
 
 def _on_canvas(image: Image.Image, width: int, height: int) -> TileArray:

@@ -56,10 +56,12 @@ class Tokens:
     """Those of `special` that are control tokens whatever the template writes."""
     variables: Mapping[str, str | list[str]] = field(default_factory=dict)
     """What transformers hands every chat template: `bos_token`, `eos_token` and their like."""
+    image_token: str = IMAGE_TOKEN
+    """How this tokenizer spells the placeholder of an image."""
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Tokens:
-        """Convert a transformers tokenizer.
+    def of(cls, tokenizer: Any, image_token: str = IMAGE_TOKEN) -> Tokens:
+        """Convert a transformers tokenizer whose placeholder of an image is `image_token`.
 
         Raises:
             InputError: a Python-only tokenizer, or one without the image token or an end token.
@@ -68,8 +70,8 @@ class Tokens:
         if backend is None:
             raise InputError(f"{type(tokenizer).__name__} has no fast version; convert it to a tokenizer.json first")
         added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-        if IMAGE_TOKEN not in added:
-            raise InputError(f"the tokenizer lacks {IMAGE_TOKEN}; add it as a special token first")
+        if image_token not in added:
+            raise InputError(f"the tokenizer lacks {image_token}; add it as a special token first")
         if tokenizer.eos_token is None:
             raise InputError("the tokenizer has no end-of-sequence token")
         opening = tokenizer("a")["input_ids"][:1]
@@ -80,9 +82,10 @@ class Tokens:
             eos=str(tokenizer.eos_token),
             special=frozenset(added),
             chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
-            image_token_id=int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)),
+            image_token_id=int(tokenizer.convert_tokens_to_ids(image_token)),
             protected=_protected(tokenizer),
             variables=dict(tokenizer.special_tokens_map),
+            image_token=image_token,
         )
 
     @property
@@ -92,7 +95,7 @@ class Tokens:
         SentencePiece as transformers has it with `legacy: false` puts its space before the whole text and not behind a
         special token. LLaVA's preprocessing tokenizes what lies between images piece by piece, each with that space.
         """
-        alone, behind, spaced = (self.encode(text) for text in ("x", f"{IMAGE_TOKEN}x", f"{IMAGE_TOKEN} x"))
+        alone, behind, spaced = (self.encode(text) for text in ("x", f"{self.image_token}x", f"{self.image_token} x"))
         return " " if spaced[1:] == alone != behind[1:] else ""
 
     def encode(self, text: str) -> list[int]:

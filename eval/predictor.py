@@ -29,6 +29,7 @@ from eval.feature_cache import FeatureCache
 from eval.generation import evaluating, write_beams
 from eval.kept_chats import KeptChats
 from eval.kv_cache import DynamicKVCache, KVCache, is_fixable
+from eval.positions import check_positions
 from eval.prefill import PromptReader
 from eval.prompts import Prompt, PromptTooLongError, Query, encode, encode_answered
 from eval.speculative import Speculation, SpeculationGate, can_speculate, write_speculatively
@@ -71,6 +72,7 @@ class Predictor:
         is_fixed: bool = False,
         num_answers: int = 0,
     ) -> None:
+        check_positions(model)
         self.model, self.processor, self.device = model, processor, torch.device(device)
         self.manifest: Manifest | None = None
         """The bundle's manifest, where the model came from a bundle."""

@@ -58,13 +58,15 @@ class Segments:
     """At least the longest sample's length; a multiple of 256, so that a compiled layer sees few different values."""
     kernel: Kernel | None
     """The kernel that takes all samples at once; None: one call per sample."""
+    is_causal: bool = True
+    """Whether a position sees those before it alone; of an image all see all."""
 
     @classmethod
-    def of(cls, starts_G1: Tensor, lengths: Sequence[int]) -> Segments:
+    def of(cls, starts_G1: Tensor, lengths: Sequence[int], *, is_causal: bool = True) -> Segments:
         """The segments of a batch whose tokens are on the device of `starts_G1`."""
         longest = -(-max(lengths) // _LONGEST_STEP) * _LONGEST_STEP
-        _, kernel = choose_kernel(starts_G1.device)
-        return cls(starts_G1, tuple(lengths), longest, kernel)
+        _, kernel = choose_kernel(starts_G1.device, is_causal=is_causal)
+        return cls(starts_G1, tuple(lengths), longest, kernel, is_causal)
 
 
 def register() -> str:
@@ -106,7 +108,7 @@ def attend(
     query, key, value = (_lower(states) for states in (query, key, value))
     if not terms.is_plain or segments.kernel is None or dropout > 0.0 or query.dtype == torch.float32:
         one_by_one = _UNCOMPILED.get(ONE_BY_ONE, _one_by_one)
-        return one_by_one((query, key, value), segments.lengths, scaling, dropout, terms), None
+        return one_by_one((query, key, value), segments, scaling, dropout, terms), None
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     return segments.kernel(q, k, v, segments, scaling).unsqueeze(0), None
 
@@ -157,7 +159,7 @@ def _lower(states: Tensor) -> Tensor:
 
 
 def _one_by_one(
-    states: tuple[Tensor, Tensor, Tensor], lengths: Sequence[int], scale: float, dropout: float, terms: Terms
+    states: tuple[Tensor, Tensor, Tensor], segments: Segments, scale: float, dropout: float, terms: Terms
 ) -> Tensor:
     """One call of torch's attention per sample. Not compiled: every batch's lengths would cause a recompilation.
 
@@ -172,19 +174,27 @@ def _one_by_one(
     # Autocast would cast back what this widens; what it would cast at all, `_lower` has cast.
     with torch.autocast(device, enabled=False):
         parts = [
-            _of_sample((q, k, v), scale, dropout, terms.within(q.shape[2]))
-            for q, k, v in zip(*(state.split(list(lengths), dim=2) for state in states), strict=True)
+            _of_sample((q, k, v), scale, dropout, terms.within(q.shape[2]), is_causal=segments.is_causal)
+            for q, k, v in zip(*(state.split(list(segments.lengths), dim=2) for state in states), strict=True)
         ]
     attended = torch.cat(parts, dim=2).transpose(1, 2)
     return attended.to(dtype) if is_widened else attended
 
 
-def _of_sample(states: tuple[Tensor, Tensor, Tensor], scale: float, dropout: float, terms: Terms) -> Tensor:
+def _of_sample(
+    states: tuple[Tensor, Tensor, Tensor], scale: float, dropout: float, terms: Terms, *, is_causal: bool
+) -> Tensor:
     query, key, value = states
     if not terms.is_plain:
         return attend_with(states, terms, scale, dropout=dropout)
     return F.scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
+        query,
+        key,
+        value,
+        is_causal=is_causal,
+        scale=scale,
+        dropout_p=dropout,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
 
 
@@ -197,18 +207,18 @@ def keep_uncompiled() -> None:
     _UNCOMPILED.setdefault(ONE_BY_ONE, torch.compiler.disable(_one_by_one))
 
 
-def choose_kernel(device: torch.device) -> tuple[str, Kernel | None]:
+def choose_kernel(device: torch.device, *, is_causal: bool = True) -> tuple[str, Kernel | None]:
     """The kernel for a device, with its name; None for one call per sample, which every device can do.
 
     Both packed kernels are FlashAttention-2's, which needs compute capability 8.0 (sm80).
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
         return ONE_BY_ONE, None
-    return _flash_kernel()
+    return _flash_kernel(is_causal)
 
 
-@lru_cache(maxsize=1)
-def _flash_kernel() -> tuple[str, Kernel | None]:
+@lru_cache(maxsize=2)
+def _flash_kernel(is_causal: bool) -> tuple[str, Kernel | None]:
     """flash-attn's where it is installed, else torch's own.
 
     Their backwards add in whatever order threads come, unless torch is to be deterministic; torch's own one looks.
@@ -216,27 +226,29 @@ def _flash_kernel() -> tuple[str, Kernel | None]:
     try:
         from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
     except ImportError:
-        torchs = _torch_kernel()
+        torchs = _torch_kernel(is_causal)
         return ("torch's varlen_attn", torchs) if torchs is not None else (ONE_BY_ONE, None)
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float) -> Tensor:
         starts, longest = segments.starts_G1, segments.longest
         return flash_attn_varlen_func(
-            q, k, v, starts, starts, longest, longest, softmax_scale=scale, causal=True,
+            q, k, v, starts, starts, longest, longest, softmax_scale=scale, causal=is_causal,
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
 
     return "flash-attn", kernel
 
 
-def _torch_kernel() -> Kernel | None:
+def _torch_kernel(is_causal: bool = True) -> Kernel | None:
     """`torch.nn.attention.varlen`. torch 2.10 has `is_causal`, later versions a window and grouped key heads."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
     known = inspect.signature(varlen_attn).parameters
-    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    causal: dict[str, Any] = {"is_causal": is_causal}
+    if "window_size" in known:
+        causal = {"window_size": (-1, 0 if is_causal else -1)}
     takes_few_heads = "enable_gqa" in known
     takes_scale = "scale" in known
 

@@ -45,6 +45,10 @@ class Packed:
     segments: Segments
     wanted_K: Tensor | None = None
     """Where hidden states are wanted; None: everywhere."""
+    rope_3N: Tensor | None = None
+    """Positions by time, row and column, where a decoder has them (M-RoPE); None: `position_ids_N`."""
+    deep: tuple[Tensor, ...] = ()
+    """What is added at the image tokens after layer 0, 1, ..., each [I, D] (DeepStack)."""
 
 
 class Runner(Protocol):
@@ -122,7 +126,7 @@ class PackedDecoder:
 
     def __call__(self, embedded_ND: Tensor, packed: Packed) -> Tensor:
         """Normed hidden states: [K, D] at the wanted positions, [N, D] everywhere."""
-        hidden_1ND, rotary = _place(self._decoder, embedded_ND.unsqueeze(0), packed.position_ids_N.unsqueeze(0))
+        hidden_1ND, rotary = _place(self._decoder, embedded_ND.unsqueeze(0), packed)
         if self._is_compiled:
             _mark_as_varying(1, *rotary)
             _mark_as_varying(0, packed.segments.starts_G1, packed.wanted_K)
@@ -130,6 +134,8 @@ class PackedDecoder:
         num_whole = len(layers) if packed.wanted_K is None else len(layers) - 1
         for place in range(num_whole):
             hidden_1ND = self._call(place, _whole, layers[place], hidden_1ND, rotary, packed.segments)
+            if place < len(packed.deep):
+                hidden_1ND = hidden_1ND.index_add(1, packed.image_I, packed.deep[place].to(hidden_1ND.dtype)[None])
         if packed.wanted_K is not None:
             arguments = (layers[-1], hidden_1ND, rotary, packed.segments, packed.wanted_K)
             hidden_1ND = self._call(num_whole, self._finish, *arguments)
@@ -145,11 +151,14 @@ class PackedDecoder:
         return run(*arguments)
 
 
-def _place(decoder: Any, embedded_1ND: Tensor, positions_1N: Tensor) -> tuple[Tensor, Rotary]:
+def _place(decoder: Any, embedded_1ND: Tensor, packed: Packed) -> tuple[Tensor, Rotary]:
     """The first layer's input, and (cos, sin) for all layers; our own decoder adds positions instead of rotating."""
+    positions = packed.position_ids_N.unsqueeze(0)
     if hasattr(decoder, "rotary_emb"):
-        return embedded_1ND, decoder.rotary_emb(embedded_1ND, positions_1N)
-    return decoder.add_positions(embedded_1ND, positions_1N), ()
+        if packed.rope_3N is not None:
+            positions = packed.rope_3N.unsqueeze(1)
+        return embedded_1ND, decoder.rotary_emb(embedded_1ND, positions)
+    return decoder.add_positions(embedded_1ND, positions), ()
 
 
 def _mark_as_varying(dimension: int, *tensors: Tensor | None) -> None:

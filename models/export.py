@@ -29,13 +29,13 @@ from models.spec import IMAGE_TOKEN, ImageSpec, PadImage
 
 
 def names_in_file(name: str) -> tuple[str, ...]:
-    """The names that a parameter of stock `LlavaForConditionalGeneration` may have in a model's files.
+    """The names that a parameter of a stock class (`LlavaForConditionalGeneration`) may have in a model's files.
 
     Those of the classic layout, and those that transformers has had in some versions since.
     """
     if name.startswith("lm_head."):
         tied = ("language_model.model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
-        return (f"language_model.{name}", name, *tied)
+        return (f"language_model.{name}", name, *tied, "model.embed_tokens.weight")
     part, _, rest = name.removeprefix("model.").partition(".")
     if not rest:
         return part, name
@@ -48,7 +48,9 @@ def names_in_file(name: str) -> tuple[str, ...]:
             f"model.{part}.vision_model.{rest}",
             name,
         )
-    return (f"language_model.model.{rest}" if part == "language_model" else f"{part}.{rest}"), name
+    if part == "language_model":
+        return f"language_model.model.{rest}", name, f"model.{rest}"
+    return f"{part}.{rest}", name
 
 
 def projector_tensors(config: ModelSource, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
     import torch
 
 _ADVICE = "make it again with tools.merge"
-_WITH_VIDEO = "llava_onevision"
+_WITH_VIDEO = {
+    "llava_onevision": ("models.onevision", "ImagesOnlyProcessor"),
+    "qwen2_vl": ("models.native.processors", "Qwen2VLImagesProcessor"),
+    "qwen2_5_vl": ("models.native.processors", "Qwen2_5_VLImagesProcessor"),
+    "qwen3_vl": ("models.native.processors", "Qwen3VLImagesProcessor"),
+}
+"""Families whose processors transformers opens with torchvision alone -> (module, class) of one for images alone."""
 
 
 def open_config(directory: Path) -> Any:
@@ -42,19 +49,17 @@ def open_processor(directory: Path, backend: Literal["pil", "torchvision"] = "pi
     from transformers import AutoProcessor
 
     with _opening(directory):
-        opener: Any = _images_only() if _needs_torchvision(directory) else AutoProcessor
+        opener = _images_only(directory) or AutoProcessor
         return opener.from_pretrained(directory, local_files_only=True, trust_remote_code=False, backend=backend)
 
 
-def _needs_torchvision(directory: Path) -> bool:
-    """Whether transformers opens the processor only with torchvision, which is not here."""
-    return find_spec("torchvision") is None and read_json(directory, "config.json").get("model_type") == _WITH_VIDEO
-
-
-def _images_only() -> Any:
-    from models.onevision import ImagesOnlyProcessor
-
-    return ImagesOnlyProcessor
+def _images_only(directory: Path) -> Any:
+    """The class to open the processor with where its own would need torchvision, which is not here; else None."""
+    found = _WITH_VIDEO.get(read_json(directory, "config.json").get("model_type", ""))
+    if found is None or find_spec("torchvision") is not None:
+        return None
+    module, name = found
+    return getattr(import_module(module), name)
 
 
 def open_model(directory: Path, device: torch.device) -> Any:

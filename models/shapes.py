@@ -35,6 +35,29 @@ class VisionShape:
         """Matrix elements that a token is multiplied with in one layer: q, k, v, o and the two of the MLP."""
         return 4 * self.width**2 + 2 * self.width * self.inner
 
+    def attention_pairs(self, counts: Counts) -> float:
+        """Pairs of positions that attend to each other, of all layers together."""
+        return counts.tiles * self.num_tokens**2 * self.num_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchShape(VisionShape):
+    """A tower of native resolution, whose tiles are patches: how many attend to each other depends on the images."""
+
+    num_whole: int
+    """Layers in which a patch attends to its whole image; in the others to its window."""
+    is_gated: bool
+    """Whether an MLP has three matrices."""
+
+    @property
+    def layer_weights(self) -> int:
+        """See `VisionShape.layer_weights`."""
+        return 4 * self.width**2 + (3 if self.is_gated else 2) * self.width * self.inner
+
+    def attention_pairs(self, counts: Counts) -> float:
+        """See `VisionShape.attention_pairs`."""
+        return counts.image_pairs * self.num_whole + counts.window_pairs * (self.num_layers - self.num_whole)
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -163,6 +186,10 @@ class Counts:
     """Pairs (position, position at or before it) within samples: n (n + 1) / 2 for a sample of n tokens."""
     target_pairs: float
     """Those whose first position carries a target."""
+    image_pairs: float = 0.0
+    """At native resolution, pairs of patches of the same image."""
+    window_pairs: float = 0.0
+    """At native resolution, pairs of patches of the same window."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))

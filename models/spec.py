@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from models.common.errors import InputError
 
 IMAGE_TOKEN = "<image>"
-"""The placeholder in text, as in LLaVA's format; one real row of the exported vocabulary."""
+"""The placeholder in text, as in LLaVA's format; one real row of the exported vocabulary, if the model has no other."""
 
 IGNORE_INDEX = -100
 """The label of a position that carries no target (PyTorch's own convention)."""
@@ -44,6 +44,8 @@ class SquareFit(Config):
 
     is_tiled: ClassVar[bool] = False
     """Whether an image becomes a small whole image and the tiles of a canvas, so that its tokens depend on its size."""
+    grid: ClassVar[None] = None
+    """How patches become image tokens, where an image keeps its size and its tiles are its patches."""
     pinpoints: ClassVar[tuple[tuple[int, int], ...]] = ()
     """The canvases to choose from, as (height, width) in pixels."""
     max_squares: ClassVar[int | None] = None
@@ -97,6 +99,7 @@ class AnyResImage(Config):
     pinpoints: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]
     max_squares: PositiveInt | None = None
     is_tiled: ClassVar[bool] = True
+    grid: ClassVar[None] = None
 
     def padding(self, mean: Colour) -> tuple[int, int, int]:
         """Black, around the image on its canvas."""
@@ -108,11 +111,87 @@ class AnyResImage(Config):
         return 1 + max(height * width // size**2 for height, width in self.pinpoints)
 
 
-ImageFit = Annotated[CropImage | PadImage | StretchImage | AnyResImage, Field(discriminator="kind")]
+class PatchGrid(Config):
+    """How a tower of native resolution cuts an image, and how what it makes of it becomes image tokens."""
+
+    patch_size: PositiveInt
+    """Pixels of a patch's side."""
+    merge: PositiveInt
+    """Patches of the side of a block that becomes one image token."""
+    window: PositiveInt | None = None
+    """Image tokens of the side of the windows in which some layers attend; None: all attend to the whole image."""
+    table_side: PositiveInt | None = None
+    """Side of the square table of learnt positions, stretched to each image; None: there is no table."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the side of what becomes one image token."""
+        return self.patch_size * self.merge
+
+    def patches(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of patches of a fitted image."""
+        return height // self.patch_size, width // self.patch_size
+
+
+class NativeImage(Config):
+    """An image keeps its size and its proportions, rounded to whole image tokens, within bounds (Qwen-VL).
+
+    Its tiles are its patches, block after block of those that become one image token.
+    """
+
+    kind: Literal["native"] = "native"
+    grid: PatchGrid
+    min_pixels: PositiveInt
+    max_pixels: PositiveInt
+    is_tiled: ClassVar[bool] = False
+    pinpoints: ClassVar[tuple[tuple[int, int], ...]] = ()
+    max_squares: ClassVar[int | None] = None
+
+    def most_tiles(self, size: int) -> int:
+        """The patches of the largest image."""
+        return self.max_pixels // size**2
+
+    def padding(self, mean: Colour) -> None:
+        """Nothing is padded."""
+        del mean
+
+    def fitted(self, width: int, height: int, max_pixels: int | None = None) -> tuple[int, int]:
+        """(height, width) that an image is resized to, as transformers' `smart_resize`.
+
+        Args:
+            max_pixels: a smaller bound than its own.
+
+        Raises:
+            InputError: one side is more than 200 times the other.
+        """
+        most, factor = min(self.max_pixels, max_pixels or self.max_pixels), self.grid.factor
+        if max(height, width) > 200 * min(height, width):
+            raise InputError(f"an image of {width} x {height} pixels is too long and thin: 200 to 1 is the limit")
+        sides = round(height / factor) * factor, round(width / factor) * factor
+        if sides[0] * sides[1] > most:
+            scale = math.sqrt((height * width) / most)
+            return _at_least(factor, height / scale), _at_least(factor, width / scale)
+        if sides[0] * sides[1] < self.min_pixels:
+            scale = math.sqrt(self.min_pixels / (height * width))
+            return math.ceil(height * scale / factor) * factor, math.ceil(width * scale / factor) * factor
+        return sides
+
+    def num_tokens(self, height: int, width: int) -> int:
+        """Image tokens of a fitted image."""
+        return (height // self.grid.factor) * (width // self.grid.factor)
+
+
+def _at_least(factor: int, side: float) -> int:
+    return max(factor, math.floor(side / factor) * factor)
+
+
+ImageFit = Annotated[CropImage | PadImage | StretchImage | AnyResImage | NativeImage, Field(discriminator="kind")]
 
 
 class ImageSpec(Config):
     """The vision encoder's input: `size` x `size` pixels, and how many tokens come out of one such square.
+
+    At native resolution the squares are patches, so `size` is `patch_size`.
 
     `mean` and `std` are per channel, for pixel values scaled to [0, 1].
     """
@@ -146,6 +225,10 @@ class TextSpec(Config):
     pad_token_id: int
     vocab_size: int
     """Rows of the language model's embedding, before the image token is added."""
+    image_token: str = IMAGE_TOKEN
+    """How the tokenizer spells it; in data an image is IMAGE_TOKEN whatever the model."""
+    grid: PatchGrid | None = None
+    """Set where an image token's position is its row and column in the image (M-RoPE), not its place in the text."""
 
 
 def num_image_tokens(spec: ImageSpec, width: int, height: int) -> int:
@@ -157,6 +240,8 @@ def num_image_tokens(spec: ImageSpec, width: int, height: int) -> int:
     Raises:
         InputError: no canvas takes the image.
     """
+    if spec.fit.grid is not None:
+        return spec.fit.num_tokens(*spec.fit.fitted(width, height))
     base = spec.num_features if spec.num_projected_tokens is None else spec.num_projected_tokens
     if not spec.fit.is_tiled:
         return base

@@ -10,12 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from models.anyres import arrangement, shrink
 from models.kept_features import KeptFeatures
+from models.patches import PatchPlan
+from models.spec import ImageSizes, ImageSpec
+
+
+class ImageFeatures(NamedTuple):
+    """Projected features in the order of the image tokens; I image tokens, D the language model's width."""
+
+    joined_ID: Tensor
+    deep: tuple[Tensor, ...] = ()
+    """What is added after the decoder's first layers, each [I, D]."""
 
 
 class VisionEncoder(nn.Module):
@@ -52,6 +63,52 @@ class VisionEncoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype that the encoder computes in."""
         return next(self.model.parameters()).dtype
+
+    def image_features(
+        self,
+        projector: Any,
+        pixels_TCHW: Tensor,
+        sizes: ImageSizes,
+        *,
+        spec: ImageSpec,
+        plan: PatchPlan | None = None,
+    ) -> ImageFeatures:
+        """Projected features of normalised pixels, in the order of the image tokens; none without images.
+
+        Without images one blank tile is run, so that every rank takes part in the same collectives and every weight has
+        a gradient (of 0). Raises ValueError where images of these sizes do not have so many tiles.
+        """
+        del plan  # of patches
+        is_blank = pixels_TCHW.shape[0] == 0
+        if is_blank:
+            pixels_TCHW = pixels_TCHW.new_zeros(1, 3, spec.size, spec.size)
+        features_FD: Tensor = projector(self(pixels_TCHW)).flatten(0, 1)
+        if spec.fit.is_tiled:
+            num_features, features_FD = len(features_FD), projector.newline(features_FD)
+            order_I = arrangement(spec, sizes)
+            if not is_blank and (not len(order_I) or int(order_I.max()) != num_features):
+                raise ValueError(f"images of the sizes {list(sizes)} do not have {len(pixels_TCHW)} tiles")
+            features_FD = features_FD.index_select(0, order_I.to(features_FD.device, non_blocking=True))
+            features_FD = features_FD if is_blank else shrink(spec, features_FD, sizes)
+        return ImageFeatures(features_FD[:0] if is_blank else features_FD)
+
+    def without_weights(self) -> VisionEncoder:
+        """A module of the same kind with weights at random, for a caller who fills them."""
+        return VisionEncoder(
+            type(self.model)(self.model.config),
+            feature_layer=self.feature_layer,
+            num_skipped_tokens=self.num_skipped_tokens,
+        ).eval()
+
+    @staticmethod
+    def processor_pixels(pixels_TCHW: Tensor) -> Tensor:
+        """Normalised pixels in the order in which a processor of transformers gives them."""
+        return pixels_TCHW
+
+    def probe(self, spec: ImageSpec) -> Tensor:
+        """A sum that depends on every weight that features depend on."""
+        device = next(self.parameters()).device
+        return self(torch.zeros(1, 3, spec.size, spec.size, device=device)).sum()
 
     def forward(self, pixels_TCHW: Tensor) -> Tensor:
         """Features [T, P, V] of normalised pixels."""

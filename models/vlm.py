@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.anyres import arrangement, real_tiles, shrink
+from models.anyres import real_tiles
 from models.attention import Segments
 from models.decoder import Packed, packed_decoder
 from models.images import Images
+from models.native.tower import NativeTower
+from models.patches import PatchPlan, rope_of_samples
 from models.quantized import follow_weights
 from models.scaled_head import output_head
 from models.spec import ImageSizes, ImageSpec, TextSpec
-from models.vision import VisionEncoder
+from models.vision import ImageFeatures, VisionEncoder
 
 
 class VLM(nn.Module):
@@ -35,7 +37,7 @@ class VLM(nn.Module):
 
     def __init__(
         self,
-        vision: VisionEncoder,
+        vision: VisionEncoder | NativeTower,
         projector: nn.Module,
         language: Any,
         *,
@@ -51,6 +53,7 @@ class VLM(nn.Module):
         self.decoder = packed_decoder(language)
         self.image = image
         self.image_token_id = text.image_token_id
+        self.grid = text.grid
         self.register_buffer("mean_C", torch.tensor(image.mean), persistent=False)
         self.register_buffer("std_C", torch.tensor(image.std), persistent=False)
 
@@ -70,23 +73,27 @@ class VLM(nn.Module):
         """
         ids_N, positions_N = input_ids_BL.flatten(), position_ids_BL.flatten()
         beginnings = [*(positions_N == 0).nonzero().squeeze(1).tolist(), len(positions_N)]
+        lengths = [end - start for start, end in pairwise(beginnings)]
+        rope_3N = None
+        if self.grid is not None:
+            is_image = [part_L.numpy() for part_L in (ids_N == self.image_token_id).cpu().split(lengths)]
+            rope_3N = torch.from_numpy(rope_of_samples(is_image, image_sizes, self.grid)).to(ids_N.device)
         packed = Packed(
             input_ids_N=ids_N,
             position_ids_N=positions_N,
             image_I=(ids_N == self.image_token_id).nonzero().squeeze(1),
-            segments=Segments.of(
-                torch.tensor(beginnings, dtype=torch.int32, device=ids_N.device),
-                [end - start for start, end in pairwise(beginnings)],
-            ),
+            segments=Segments.of(torch.tensor(beginnings, dtype=torch.int32, device=ids_N.device), lengths),
+            rope_3N=rope_3N,
         )
-        return self.decoder(self._embedded(packed, tiles_TSSC, image_sizes), packed).unflatten(0, input_ids_BL.shape)
+        features = self._features(self.normalise(tiles_TSSC), image_sizes)
+        return self._decoded(packed, features).unflatten(0, input_ids_BL.shape)
 
     def hidden_states(self, packed: Packed, images: Images) -> Tensor:
         """The last hidden states of samples one after another, [K, D] where they are wanted, else [N, D].
 
         Raises ValueError where the number of image tokens and of features differ. Nothing here waits for the device.
         """
-        return self.decoder(self._embedded(packed, images.tiles_TSSC, images.sizes), packed)
+        return self._decoded(packed, self._features_of(images))
 
     def mtp_states(self, packed: Packed, images: Images) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`hidden_states` everywhere, [N, D], and for each head for further tokens the states [N, D] that predict its.
@@ -94,15 +101,16 @@ class VLM(nn.Module):
         The value at a sample's last position, where no next token is known, is undefined.
         """
         assert self.future is not None, "the recipe's model.future says which heads there are"
-        embedded_ND = self._embedded(packed, images.tiles_TSSC, images.sizes)
-        hidden_ND = self.decoder(embedded_ND, replace(packed, wanted_K=None))
+        joined_ID, deep = self._features_of(images)
+        embedded_ND = self._join(packed.input_ids_N, packed.image_I, joined_ID)
+        hidden_ND = self.decoder(embedded_ND, replace(packed, wanted_K=None, deep=deep))
         next_1ND = embedded_ND.roll(-1, dims=0).unsqueeze(0)
         states = self.future(hidden_ND.unsqueeze(0), next_1ND, segments=packed.segments)
         return hidden_ND, tuple(states_1ND.squeeze(0) for states_1ND in states)
 
-    def _embedded(self, packed: Packed, tiles_TSSC: Tensor, image_sizes: ImageSizes) -> Tensor:
-        features_ID = self._features(self.normalise(tiles_TSSC), image_sizes)
-        return self._join(packed.input_ids_N, packed.image_I, features_ID)
+    def _decoded(self, packed: Packed, features: ImageFeatures) -> Tensor:
+        embedded_ND = self._join(packed.input_ids_N, packed.image_I, features.joined_ID)
+        return self.decoder(embedded_ND, replace(packed, deep=features.deep))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocabulary] of hidden states [..., D]."""
@@ -115,14 +123,29 @@ class VLM(nn.Module):
         pixels_TCSS: Tensor = pixels_TSSC.permute(0, 3, 1, 2)
         return pixels_TCSS
 
-    def embed(self, input_ids_BL: Tensor, pixels_TCSS: Tensor, image_sizes: ImageSizes = ()) -> Tensor:
-        """The language model's input [B, L, D]: text embeddings, with image features at the image tokens.
+    def decoder_inputs(
+        self,
+        input_ids_BL: Tensor,
+        pixels_TCSS: Tensor,
+        image_sizes: ImageSizes = (),
+        position_ids: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """What the language model's own forward takes instead of ids: text embeddings with image features among them.
 
-        Raises ValueError where the number of image tokens and of features differ.
+        With M-RoPE also positions [3, B, L], unless `position_ids` gives some, and what is added after the first
+        layers. Raises ValueError where the number of image tokens and of features differ.
         """
-        image_I = (input_ids_BL.flatten() == self.image_token_id).nonzero().squeeze(1)
-        joined_ND = self._join(input_ids_BL.flatten(), image_I, self._features(pixels_TCSS, image_sizes))
-        return joined_ND.unflatten(0, input_ids_BL.shape)
+        is_image_BL = input_ids_BL == self.image_token_id
+        image_I = is_image_BL.flatten().nonzero().squeeze(1)
+        features = self._features(pixels_TCSS, image_sizes)
+        joined_ND = self._join(input_ids_BL.flatten(), image_I, features.joined_ID)
+        inputs: dict[str, Any] = {"inputs_embeds": joined_ND.unflatten(0, input_ids_BL.shape)}
+        if features.deep:
+            inputs["deep"] = (image_I, features.deep)
+        if position_ids is None and self.grid is not None:
+            rows = rope_of_samples([row_L.numpy() for row_L in is_image_BL.cpu()], image_sizes, self.grid)
+            position_ids = torch.from_numpy(rows).to(input_ids_BL.device).unflatten(1, input_ids_BL.shape)
+        return inputs if position_ids is None else {**inputs, "position_ids": position_ids}
 
     def respond(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None, **options: Any
@@ -137,28 +160,19 @@ class VLM(nn.Module):
     def embed_inputs(self, input_ids: Tensor, pixel_values: Tensor | None, image_sizes: Tensor | None) -> Tensor:
         """The language model's input [B, L, D] for the output of a transformers processor."""
         if pixel_values is not None:
-            return self.embed(input_ids, *real_tiles(self.image, pixel_values, image_sizes))
+            embedded_BLD: Tensor = self.decoder_inputs(input_ids, *real_tiles(self.image, pixel_values, image_sizes))[
+                "inputs_embeds"
+            ]
+            return embedded_BLD
         embedded: Tensor = self.language.get_input_embeddings()(input_ids)
         return embedded
 
-    def _features(self, pixels_TCSS: Tensor, image_sizes: ImageSizes) -> Tensor:
-        """Projected features [I, D] in the order of the image tokens; [0, D] without images.
+    def _features_of(self, images: Images) -> ImageFeatures:
+        return self._features(self.normalise(images.tiles_TSSC), images.sizes, images.plan)
 
-        Without images one blank tile is run, so that every rank takes part in the same collectives and every weight has
-        a gradient (of 0).
-        """
-        is_blank = pixels_TCSS.shape[0] == 0
-        if is_blank:
-            pixels_TCSS = pixels_TCSS.new_zeros(1, 3, self.image.size, self.image.size)
-        features_FD: Tensor = self.projector(self.vision(pixels_TCSS)).flatten(0, 1)
-        if self.image.fit.is_tiled:
-            num_features, features_FD = len(features_FD), self.projector.newline(features_FD)
-            order_I = arrangement(self.image, image_sizes)
-            if not is_blank and (not len(order_I) or int(order_I.max()) != num_features):
-                raise ValueError(f"images of the sizes {list(image_sizes)} do not have {len(pixels_TCSS)} tiles")
-            features_FD = features_FD.index_select(0, order_I.to(features_FD.device, non_blocking=True))
-            features_FD = features_FD if is_blank else shrink(self.image, features_FD, image_sizes)
-        return features_FD[:0] if is_blank else features_FD
+    def _features(self, pixels_TCSS: Tensor, sizes: ImageSizes, plan: PatchPlan | None = None) -> ImageFeatures:
+        """See `VisionEncoder.image_features`."""
+        return self.vision.image_features(self.projector, pixels_TCSS, sizes, spec=self.image, plan=plan)
 
     def _join(self, input_ids_N: Tensor, image_I: Tensor, features_ID: Tensor) -> Tensor:
         """Text embeddings [N, D] with the features in the places `image_I`."""

@@ -122,8 +122,8 @@ class EncoderConfig(Config, ABC):
                 size=int(geometry["image_size"]),
                 patch_size=int(geometry["patch_size"]),
                 fit=fit,
-                mean=_triple(mean),
-                std=_triple(std),
+                mean=triple(mean),
+                std=triple(std),
                 num_extra_tokens=self.num_extra_tokens,
             )
 
@@ -165,7 +165,8 @@ class EncoderConfig(Config, ABC):
         return "default" if self.vision_class.num_leading_tokens and not self.keep_cls else "full"
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
+def triple(values: Any) -> tuple[float, float, float]:
+    """One value for each channel."""
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 

@@ -32,11 +32,11 @@ def load_tokenizer(path: str) -> Any:
     return with_padding(tokenizer)
 
 
-def with_padding(tokenizer: Any) -> Any:
+def with_padding(tokenizer: Any, image_token: str = IMAGE_TOKEN) -> Any:
     """The tokenizer with the image token, and a padding token where it has none."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return _with_image_token(tokenizer)
+    return _with_image_token(tokenizer, image_token)
 
 
 def _reason(directory: Path, error: Exception) -> str:
@@ -60,8 +60,8 @@ def load_encoder_tokenizer(path: str) -> Any:
     return _with_image_token(tokenizer)
 
 
-def _with_image_token(tokenizer: Any) -> Any:
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+def _with_image_token(tokenizer: Any, image_token: str = IMAGE_TOKEN) -> Any:
+    tokenizer.add_special_tokens({"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False)
     return tokenizer
 
 
@@ -79,14 +79,14 @@ def text_spec(path: str, tokenizer: Any, max_length: int, *, num_beside: int = 0
     return make_spec(tokenizer, max_length, vocab_size)
 
 
-def make_spec(tokenizer: Any, max_length: int, vocab_size: int) -> TextSpec:
+def make_spec(tokenizer: Any, max_length: int, vocab_size: int, image_token: str = IMAGE_TOKEN) -> TextSpec:
     """A spec with the tokenizer's own ids.
 
     Raises:
         InputError: a token beside the image's has no row in the embedding.
     """
     homeless = {token: number for token, number in tokenizer.get_vocab().items() if number >= vocab_size}
-    homeless.pop(IMAGE_TOKEN, None)  # its positions are filled with image features
+    homeless.pop(image_token, None)  # its positions are filled with image features
     if homeless:
         named = ", ".join(sorted(homeless, key=lambda token: homeless[token])[:5])
         raise InputError(
@@ -95,7 +95,8 @@ def make_spec(tokenizer: Any, max_length: int, vocab_size: int) -> TextSpec:
         )
     return TextSpec(
         max_length=max_length,
-        image_token_id=int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)),
+        image_token=image_token,
+        image_token_id=int(tokenizer.convert_tokens_to_ids(image_token)),
         pad_token_id=int(tokenizer.pad_token_id),
         vocab_size=vocab_size,
     )

@@ -18,16 +18,21 @@ from models.common.errors import InputError
 from models.common.source import FindPart, read_part
 from models.loading import opening
 
-FAMILIES = ("llava", "llava_next", "llava_onevision", "sightline", "sightline_next")
+FAMILIES = (
+    *("llava", "llava_next", "llava_onevision", "sightline", "sightline_next"),
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+)
 """`model_type` of the configurations that fall apart into tower, projector and language model."""
 
-_NATIVE = "its images keep their own size and proportions, which are not known here"
+_EXPERTS = "its layers have experts, which are not trained here"
+_RECURRENT = "its layers are recurrent, so packed samples would see each other"
+_NOT_CAUSAL = "its attention is not causal inside an image"
 _REASONS: Mapping[str, str] = {
-    "qwen2_vl": _NATIVE,
-    "qwen2_5_vl": _NATIVE,
-    "qwen3_vl": _NATIVE,
-    "qwen3_5": "its layers are recurrent, so packed samples would see each other",
-    "gemma3": "its attention is not causal inside an image",
+    "qwen3_vl_moe": _EXPERTS,
+    "qwen3_5": _RECURRENT,
+    "qwen3_5_moe": _RECURRENT,
+    "gemma3": _NOT_CAUSAL,
+    "gemma4": _NOT_CAUSAL,
     "internvl": "its tower and its pixel shuffle are not known here",
     "idefics3": "its connector and its tiles are not known here",
     "smolvlm": "its connector and its tiles are not known here",
@@ -35,8 +40,8 @@ _REASONS: Mapping[str, str] = {
     "paligemma": "its attention is not causal in the prompt",
 }
 _NEAREST = (
-    "open are LLaVA, LLaVA-NeXT and LLaVA-OneVision as transformers has them, and bundles of this program; for other"
-    " parts name three directories (model.vision, model.projector, model.language)"
+    "open are LLaVA, LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL and Qwen3-VL as transformers has them, and"
+    " bundles of this program; for other parts name three directories (model.vision, model.projector, model.language)"
 )
 
 
@@ -104,7 +109,7 @@ def _decoded(values: dict[str, Any], source: str) -> Any:
     register()
     with opening(Path(source), "is not understood", "fetch or copy it again"):
         config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    if not isinstance(config.vision_feature_layer, int):
+    if not isinstance(getattr(config, "vision_feature_layer", -1), int):
         raise InputError(
             f"{source}: vision_feature_layer is {config.vision_feature_layer}: features of several layers are not"
             " trained here; take a model with one"

@@ -65,13 +65,18 @@ class PublishedLanguage(LanguageConfig):
         tokenizer = copy.deepcopy(processor.tokenizer)
         if processor.chat_template is not None:
             tokenizer.chat_template = processor.chat_template
-        of_model, of_tokenizer = found.config.image_token_id, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        token = self.image_token()
+        of_model, of_tokenizer = found.config.image_token_id, tokenizer.convert_tokens_to_ids(token)
         if of_tokenizer != of_model:
             raise InputError(
-                f"{found.source}: its image token is {of_model}, and {IMAGE_TOKEN} of its tokenizer is {of_tokenizer};"
+                f"{found.source}: its image token is {of_model}, and {token} of its tokenizer is {of_tokenizer};"
                 " take the tokenizer that came with the weights"
             )
-        return with_padding(tokenizer)
+        return with_padding(tokenizer, token)
+
+    def image_token(self) -> str:
+        """How its tokenizer spells the placeholder of an image."""
+        return IMAGE_TOKEN
 
     def text_spec(self, tokenizer: Any, max_length: int) -> TextSpec:
         """Its limits from config.json, its special tokens from the tokenizer."""
@@ -80,7 +85,7 @@ class PublishedLanguage(LanguageConfig):
         context = int(getattr(config, "max_position_embeddings", max_length))
         if max_length > context:
             raise InputError(f"data.max_length: {max_length} is more than the {context} positions of {found.source}")
-        return make_spec(tokenizer, max_length, int(config.vocab_size))
+        return make_spec(tokenizer, max_length, int(config.vocab_size), self.image_token())
 
     def load_model(self, dtype: torch.dtype) -> Any:
         """Load it in `dtype`, in evaluation mode; quantized layers compute in `dtype`."""

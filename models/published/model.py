@@ -6,8 +6,11 @@ a run's weights ---------> DIR's own layout again (`tools.export.write_back`)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import PositiveInt
 
 from models.common.errors import InputError
 from models.common.source import FindPart, directory_of, read_part
@@ -16,9 +19,10 @@ from models.encoders.base import EncoderConfig, KeepFeatures
 from models.languages.base import FrozenFormat, LanguageConfig
 from models.mtp.base import MTP_HEADS, MtpConfig
 from models.projectors.base import ProjectorConfig
-from models.published.family import read_published
+from models.published.family import PublishedFacts, read_published
 from models.published.image import image_fit, open_published_processor
 from models.published.language import PublishedLanguage
+from models.published.native import NATIVE_FAMILIES, NativeLanguage, NativeProjector, NativeVision, native_fit
 from models.published.projector import PublishedProjector
 from models.published.vision import PublishedVision
 from models.spec import ImageFit
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class PublishedModel(ModelSource):
-    """All parts of the VLM at `path`, a directory or a hub name: LLaVA's family of transformers, or our own bundle.
+    """All parts of the VLM at `path`, a directory or a hub name: LLaVA's family, Qwen-VL's, or our own bundle.
 
     `load` is the format of the frozen language model in memory.
     """
@@ -38,6 +42,11 @@ class PublishedModel(ModelSource):
     load: FrozenFormat = "full"
     keep_features: KeepFeatures | None = None
 
+    min_image_tokens: PositiveInt | None = None
+    """At native resolution, image tokens of the smallest image; None: what its processor says."""
+    max_image_tokens: PositiveInt | None = None
+    """Of the largest."""
+
     @property
     def vision(self) -> EncoderConfig:
         """Its tower, up to the layer whose states are the features."""
@@ -45,37 +54,23 @@ class PublishedModel(ModelSource):
 
     def vision_of(self, find: FindPart) -> EncoderConfig:
         """The same; `find` gives the config.json."""
-        facts = read_published(self.path, find)
-        config = facts.config
-        tower = PublishedVision(
-            path=self.path, feature_layer=int(config.vision_feature_layer), keep_features=self.keep_features
-        )
-        num_leading = tower.class_of(find).num_leading_tokens
-        num_registers = int(getattr(config, "num_register_tokens", None) or 0)
-        # LLaVA-NeXT and OneVision put patches together; OneVision's configuration has no word for the strategy.
-        strategy = getattr(config, "vision_feature_select_strategy", "full")
-        if strategy == "default" and num_leading != 1 + num_registers:
-            raise InputError(
-                f"{facts.source}: it drops one token of a tower that has {num_leading} before its patches, which is not"
-                " trained here"
-            )
-        return tower.model_copy(update={"keep_cls": strategy == "full" and num_leading > 0})
+        return _parts(read_published(self.path, find)).vision(self, find)
 
     @property
     def projector(self) -> ProjectorConfig:
         """Its projector."""
-        return PublishedProjector(path=self.path)
+        return _parts(read_published(self.path)).projector(path=self.path)
 
     @property
     def language(self) -> LanguageConfig:
         """Its language model, with tokenizer and chat template."""
-        return PublishedLanguage(path=self.path, load=self.load)
+        return _parts(read_published(self.path)).language(path=self.path, load=self.load)
 
     @property
     def image(self) -> ImageFit:
         """What its processor makes of an image."""
         facts = read_published(self.path)
-        return image_fit(facts, open_published_processor(facts))
+        return _parts(facts).image(self, facts)
 
     @property
     def future(self) -> MtpConfig | None:
@@ -98,3 +93,57 @@ class PublishedModel(ModelSource):
         fill(projector, self.layout, "projector")
         if mtp is not None:
             fill(mtp, self.layout, "future")
+
+
+def _squares(model: PublishedModel, find: FindPart) -> EncoderConfig:
+    """The tower of LLaVA's family."""
+    facts = read_published(model.path, find)
+    config = facts.config
+    tower = PublishedVision(
+        path=model.path, feature_layer=int(config.vision_feature_layer), keep_features=model.keep_features
+    )
+    num_leading = tower.class_of(find).num_leading_tokens
+    num_registers = int(getattr(config, "num_register_tokens", None) or 0)
+    # LLaVA-NeXT and OneVision put patches together; OneVision's configuration has no word for the strategy.
+    strategy = getattr(config, "vision_feature_select_strategy", "full")
+    if strategy == "default" and num_leading != 1 + num_registers:
+        raise InputError(
+            f"{facts.source}: it drops one token of a tower that has {num_leading} before its patches, which is not"
+            " trained here"
+        )
+    return tower.model_copy(update={"keep_cls": strategy == "full" and num_leading > 0})
+
+
+def _square_fit(model: PublishedModel, facts: PublishedFacts) -> ImageFit:
+    if model.min_image_tokens is not None or model.max_image_tokens is not None:
+        raise InputError(
+            f"model.max_image_tokens: every image of {facts.source} becomes squares of one size; leave it out"
+        )
+    return image_fit(facts, open_published_processor(facts))
+
+
+def _patches(model: PublishedModel, find: FindPart) -> EncoderConfig:
+    """The tower of a family of native resolution."""
+    del find
+    return NativeVision(path=model.path, keep_features=model.keep_features)
+
+
+def _native_fit(model: PublishedModel, facts: PublishedFacts) -> ImageFit:
+    return native_fit(facts, model.min_image_tokens, model.max_image_tokens)
+
+
+class Parts(NamedTuple):
+    """What makes the parts of a family."""
+
+    vision: Callable[[PublishedModel, FindPart], EncoderConfig]
+    projector: Callable[..., ProjectorConfig]
+    language: Callable[..., LanguageConfig]
+    image: Callable[[PublishedModel, PublishedFacts], ImageFit]
+
+
+_SQUARES = Parts(_squares, PublishedProjector, PublishedLanguage, _square_fit)
+_NATIVE = Parts(_patches, NativeProjector, NativeLanguage, _native_fit)
+
+
+def _parts(facts: PublishedFacts) -> Parts:
+    return _NATIVE if facts.family in NATIVE_FAMILIES else _SQUARES

@@ -4,9 +4,13 @@
     multi_modal_projector.X, image_newline                  -> projector  X, newline.weight
     language_model.model.X, language_model.lm_head.X        -> language   model.X, lm_head.X
     future.X                                                -> future     X
+    visual.merger.X, visual.deepstack_merger_list.X         -> projector  merger.X, deepstack_merger_list.X
+    visual.X                                                -> vision     X
+    model.layers.X, model.embed_tokens.X, model.norm.X      -> language   the same, beside `visual.`
 
 and the same behind `model.`, as transformers 4.52 and some later versions wrote them, where the language model is
-`model.language_model.X` and its head `lm_head.X`. Source: transformers' conversion_mapping.py, entry `llava`.
+`model.language_model.X` and its head `lm_head.X`. Source: transformers' conversion_mapping.py, entries `llava` and
+`qwen2_vl`.
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ NEWLINE = "newline.weight"
 
 COMPUTED = ("position_ids", "rotary_emb.inv_freq")
 """Ends of names that older files have and that every loader computes itself."""
+
+
+_OF_DECODER = ("layers", "embed_tokens", "norm")
+_MERGERS = ("merger.", "deepstack_merger_list.")
 
 
 class Place(NamedTuple):
@@ -35,6 +43,10 @@ def place_of(raw: str) -> Place | None:
     name = raw.removeprefix("model.")
     head, _, rest = name.partition(".")
     is_later = name != raw
+    if is_later and head in _OF_DECODER:
+        return Place("language", raw)
+    if head == "visual":
+        return Place("projector" if rest.startswith(_MERGERS) else "vision", rest)
     places = {
         "image_newline": Place("projector", NEWLINE),
         "vision_tower": Place("vision", rest.removeprefix("vision_model.")),

@@ -12,10 +12,11 @@ from models.common.tensors import Renamed, Tensors
 from models.published.names import names_of_part
 
 
-def tensors_of_part(directory: Path, part: str) -> Tensors:
-    """The tensors of one part, by their names in it. Raises InputError where a file is damaged."""
+def tensors_of_part(directory: Path, *parts: str) -> Tensors:
+    """The tensors of one part or several, by their names in it. Raises InputError where a file is damaged."""
     files = open_weights(directory)
-    return Renamed(files, names_of_part(files, part), str(directory))
+    names = {name: raw for part in parts for name, raw in names_of_part(files, part).items()}
+    return Renamed(files, names, str(directory))
 
 
 def fill(module: nn.Module, directory: Path, part: str) -> None:

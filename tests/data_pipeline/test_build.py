@@ -43,7 +43,10 @@ def test_lengths_and_weights_that_do_not_fit(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"too_long": "fewer_tiles"}, "image fit crop has one"), ({"jpeg": "scaled", "image": ANYRES}, "set jpeg: exact")],
+    [
+        ({"too_long": "fewer_tiles"}, "image fit crop has no canvas"),
+        ({"jpeg": "scaled", "image": ANYRES}, "set jpeg: exact"),
+    ],
 )
 def test_choices_about_images_that_exclude_each_other(folder: Path, changes: dict[str, Any], reason: str) -> None:
     changes = dict(changes)
@@ -104,7 +107,7 @@ def test_options_reach_the_encoder(folder: Path) -> None:
     assert isinstance(encoder, Encoder)
     assert isinstance(encoder.handling.augmenter, Augmenter)
     assert encoder.handling.scaled_jpeg
-    assert not encoder.handling.fewer_tiles
+    assert not encoder.handling.shrinks
     stream.close()
 
 

@@ -53,7 +53,11 @@ def test_names_of_later_versions_are_the_same_model(tmp_path: Path) -> None:
         ("language_model.lm_head.weight", ("language", "lm_head.weight")),
         ("lm_head.weight", ("language", "lm_head.weight")),
         ("language_model.model.layers.0.self_attn.rotary_emb.inv_freq", None),
-        ("model.layers.0.mlp.up_proj.weight", None),
+        ("model.layers.0.mlp.up_proj.weight", ("language", "model.layers.0.mlp.up_proj.weight")),
+        ("visual.blocks.0.attn.qkv.weight", ("vision", "blocks.0.attn.qkv.weight")),
+        ("model.visual.merger.ln_q.weight", ("projector", "merger.ln_q.weight")),
+        ("model.visual.deepstack_merger_list.0.norm.bias", ("projector", "deepstack_merger_list.0.norm.bias")),
+        ("model.mm_projector.0.weight", None),
     ],
 )
 def test_every_name_has_its_place(raw: str, place: tuple[str, str] | None) -> None:
@@ -70,9 +74,11 @@ def changed(folder: Path, file: str, **values: Any) -> Path:
     ("values", "named"),
     [
         (
-            {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForImages"]},
-            "Qwen2_5_VL.*is not opened.*their own",
+            {"model_type": "qwen3_vl_moe", "architectures": ["Qwen3VLMoeForImages"]},
+            "Qwen3VLMoe.*is not opened.*experts",
         ),
+        ({"model_type": "qwen3_5", "architectures": ["Qwen3_5ForImages"]}, "Qwen3_5.*is not opened.*recurrent"),
+        ({"model_type": "gemma4", "architectures": ["Gemma4ForImages"]}, "Gemma4.*is not opened.*not causal"),
         ({"model_type": "unheard", "architectures": ["Unheard"]}, "Unheard is not opened.*name three directories"),
         ({"mm_vision_tower": "openai/clip", "architectures": ["LlavaLlamaForCausalLM"]}, "LlavaLlama.*mm_projector"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized weights cannot be trained.*model.load"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,9 @@ def image(kind: str = "circle", size: tuple[int, int] = (64, 64)) -> Image.Image
     return image
 
 
-def make_processor() -> Any:
-    """LLaVA's, over a byte-level tokenizer with ChatML's frame."""
-    from transformers import LlavaProcessor, PreTrainedTokenizerFast
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+def make_tokenizer(specials: Sequence[str] = SPECIALS) -> Any:
+    """A byte-level tokenizer with ChatML's frame; the first special token pads, the third ends a turn."""
+    from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -105,24 +105,32 @@ def make_processor() -> Any:
         SENTENCES,
         trainers.BpeTrainer(
             vocab_size=384,
-            special_tokens=list(SPECIALS),
+            special_tokens=list(specials),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
-    tokenizer = PreTrainedTokenizerFast(
+    pad, start, end, *others = specials
+    return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>", "<image>"],
+        eos_token=end,
+        pad_token=pad,
+        additional_special_tokens=[start, *others],
         clean_up_tokenization_spaces=False,
     )
+
+
+def make_processor() -> Any:
+    """LLaVA's, over a byte-level tokenizer with ChatML's frame."""
+    from transformers import LlavaProcessor
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
     image_processor = LlavaImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     )
     return LlavaProcessor(
         image_processor=image_processor,
-        tokenizer=tokenizer,
+        tokenizer=make_tokenizer(),
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

@@ -187,7 +187,7 @@ def load(source: Source) -> Loaded:
         raise InputError(f"{source.stage}: it trains no language model, so nothing could answer; merge a later stage")
     facts = read_metadata(model, config.data.max_length)
     base = _checked_base(source, facts)
-    tokens = Tokens.of(facts.tokenizer)
+    tokens = Tokens.of(facts.tokenizer, facts.text.image_token)
     template = build_template(config.data.template, tokens)
     seed = derive_seed(source.recipe.seed, "projector")
     trained = Trained.load(model, config, facts, source.reader, seed=seed)

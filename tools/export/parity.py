@@ -22,7 +22,7 @@ from torch import Tensor
 
 from data_pipeline.encode import expand_images
 from data_pipeline.record import Turn
-from data_pipeline.tiles import fit_tiles
+from data_pipeline.tiles import fit_image
 from data_pipeline.tokens import Tokens
 from eval.prompts import stack_pixels
 from models.bundle import Check, Parity, Precision
@@ -89,15 +89,16 @@ def read_trained(trained: Trained, template: Any, probes: list[Probe], language:
     decoder = vlm.language.get_decoder() if language is None else language.get_decoder()
     head = vlm.head if language is None else language.get_output_embeddings()
     prompts = [our_prompt(probe, facts, template) for probe in probes]
-    pixels = [vlm.normalise(torch.tensor(fit_tiles(probe.image, facts.image)).to(device)) for probe in probes]
-    sizes = [(probe.image.height, probe.image.width) for probe in probes]
+    fitted = [fit_image(probe.image, facts.image) for probe in probes]
+    pixels = [vlm.normalise(torch.tensor(each.tiles).to(device)) for each in fitted]
+    sizes = [each.size for each in fitted]
     answers = [answer_ids(facts.tokenizer, probe) for probe in probes]
 
     def hidden(ids_BL: Tensor, rows: slice) -> Tensor:
-        embedded_BLD = vlm.embed(ids_BL, torch.cat(pixels[rows]), sizes[rows])
-        return decoder(inputs_embeds=embedded_BLD, use_cache=False).last_hidden_state
+        inputs = vlm.decoder_inputs(ids_BL, torch.cat(pixels[rows]), sizes[rows])
+        return decoder(**inputs, use_cache=False).last_hidden_state
 
-    found = tuple(pixels_TCSS.cpu() for pixels_TCSS in pixels)
+    found = tuple(vlm.vision.processor_pixels(pixels_TCSS).cpu() for pixels_TCSS in pixels)
     return _read(hidden, head, (prompts, answers), found, facts.text.image_token_id)
 
 
@@ -112,13 +113,24 @@ def read_stock(model: Any, processor: Any, probes: list[Probe], device: torch.de
     inputs = [stock_inputs(processor, probe) for probe in probes]
     prompts = [each.pop("input_ids")[0].tolist() for each in inputs]
     answers = [answer_ids(processor.tokenizer, probe) for probe in probes]
+    types_of_inputs = [each.pop("mm_token_type_ids", None) for each in inputs]
 
     def hidden(ids_BL: Tensor, rows: slice) -> Tensor:
-        output = model.model(input_ids=ids_BL, **stack_pixels(inputs[rows], device), use_cache=False)
+        types = (
+            {"mm_token_type_ids": (ids_BL == model.config.image_token_id).int()}
+            if types_of_inputs[0] is not None
+            else {}
+        )
+        output = model.model(input_ids=ids_BL, **types, **stack_pixels(inputs[rows], device), use_cache=False)
         return output.last_hidden_state
 
-    pixels = tuple(each["pixel_values"].flatten(0, -4) for each in inputs)
+    pixels = tuple(_by_tile(each["pixel_values"]) for each in inputs)
     return _read(hidden, model.lm_head, (prompts, answers), pixels, model.config.image_token_id)
+
+
+def _by_tile(pixel_values: Tensor) -> Tensor:
+    """A processor's pixels, images of several tiles as tiles; at native resolution rows of patches as they are."""
+    return pixel_values.flatten(0, -4) if pixel_values.ndim > 2 else pixel_values
 
 
 @torch.no_grad()
@@ -218,7 +230,7 @@ def our_prompt(probe: Probe, facts: Any, template: Any) -> list[int]:
     """The prompt's ids as training makes them, up to where the answer begins."""
     turns = (Turn("user", f"{IMAGE_TOKEN}\n{probe.question}"), Turn("assistant", "x"))
     prompt = list(takewhile(lambda segment: not segment.is_target, template.segments(turns)))
-    ids, labels = Tokens.of(facts.tokenizer).encode_segments(prompt)
+    ids, labels = Tokens.of(facts.tokenizer, facts.text.image_token).encode_segments(prompt)
     cost = num_image_tokens(facts.image, probe.image.width, probe.image.height)
     expanded, _ = expand_images(ids, labels, facts.text.image_token_id, [cost])
     return [int(token) for token in expanded]

@@ -21,6 +21,7 @@ from models.common.errors import InputError
 from models.common.tensors import Tensors
 from models.config import ModelSource
 from models.languages.base import LanguageConfig
+from models.native.tower import NativeTower
 from models.vision import VisionEncoder
 from tools.export.streamed import stream, without_weights
 
@@ -86,7 +87,7 @@ class Trained:
     facts: ModelMetadata
     reader: CheckpointReader | None
     dtype: torch.dtype
-    vision: VisionEncoder
+    vision: VisionEncoder | NativeTower
     projector: nn.Module
     mtp: nn.Module | None
     language: Base
@@ -165,7 +166,7 @@ class Trained:
         encoder, model = self.vision, self.model
         width = int(encoder.width)
         with without_weights():
-            vision = _like(encoder)
+            vision = encoder.without_weights()
             language = _language(self.language.config)
             new = new_parts(model, self.facts, width, language.config, seed=0)
         vlm = VLM(vision, new.projector, language, image=self.facts.image, text=self.facts.text, mtp=new.mtp)
@@ -204,13 +205,6 @@ class Trained:
             return files.read(in_file).to(self.dtype).float()
 
         return fetch
-
-
-def _like(encoder: VisionEncoder) -> VisionEncoder:
-    model = type(encoder.model)(encoder.model.config)
-    return VisionEncoder(
-        model, feature_layer=encoder.feature_layer, num_skipped_tokens=encoder.num_skipped_tokens
-    ).eval()
 
 
 def _language(config: Any) -> Any:

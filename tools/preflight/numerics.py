@@ -90,7 +90,9 @@ def _reason_to_skip(
 
 def _try_openings(measured: _Measured, report: Report) -> None:
     """What other texts in front of the image make of the gradient."""
-    for opening in dict.fromkeys((first_token(Tokens.of(measured.facts.tokenizer)), LINE_FEED)):
+    for opening in dict.fromkeys(
+        (first_token(Tokens.of(measured.facts.tokenizer, measured.facts.text.image_token)), LINE_FEED)
+    ):
         rows = measured.rows(opening) if opening else []
         if rows and not measured.image_is_first(rows):
             report.fact(f"numerics: with data.template.opening: {opening!r}: {describe(measured.findings(rows))}")

@@ -171,10 +171,8 @@ def _freeze_unreached(vlm: VLM) -> None:
     No gradient would reach them, which the check for unused parameters would report as a mistake in the recipe. One
     backward over a black image finds them.
     """
-    vision, side = vlm.vision, vlm.image.size
-    device = next(vision.parameters()).device
-    vision(torch.zeros(1, 3, side, side, device=device)).sum().backward()
-    for value in vision.parameters():
+    vlm.vision.probe(vlm.image).backward()
+    for value in vlm.vision.parameters():
         value.requires_grad_(value.requires_grad and value.grad is not None)
         value.grad = None
 

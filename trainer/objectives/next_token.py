@@ -49,6 +49,7 @@ def pack(batch: Batch) -> Packed:
         image_I=layout.image_I,
         segments=Segments.of(layout.segment_starts_G1, layout.segment_lengths),
         wanted_K=layout.supervised_K,
+        rope_3N=layout.rope_3N,
     )
 
 

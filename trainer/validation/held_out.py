@@ -64,7 +64,7 @@ class HeldOut:
         Raises:
             InputError: a source is missing or empty, or the template and the tokenizer do not fit.
         """
-        tokens = Tokens.of(metadata.tokenizer)
+        tokens = Tokens.of(metadata.tokenizer, metadata.text.image_token)
         indexes = [open_index(source) for source in config.sources]
         total = max(1, sum(len(index) for index in indexes))
         order = build_order(config.model_copy(update={"shuffle_window": total}), indexes, ORDER_SEED, num_slots=1)

@@ -11,8 +11,9 @@ import torch
 
 from models.build import build_vlm, read_metadata
 from models.bundle import verify
-from models.common.errors import run_cli
+from models.common.errors import InputError, run_cli
 from models.common.sharded import TensorFiles
+from tests.support import native
 from tests.support.checkpoints import write_finished
 from tests.support.families import SIZES, answer_and_score, merge_and_open, train_and_resume
 from tests.support.published import FAMILIES, assert_stock_logits, make_published, published
@@ -24,6 +25,7 @@ from tests.tools.conftest import run_of
 from tools.export.merge import main as merge
 
 CLASSES = {
+    **native.CLASSES,
     "llava": "LlavaForConditionalGeneration",
     "llava_next": "LlavaNextForConditionalGeneration",
     "llava_onevision": "LlavaOnevisionForConditionalGeneration",
@@ -74,6 +76,11 @@ def test_the_family_works_end_to_end(tmp_path: Path, family: str) -> None:
     folder = make_published(tmp_path / "published", family, tied=family == "llava_next")
     recipe = recipe_over(tmp_path, folder)
     train_and_resume(recipe)
+    if family in native.NATIVE:
+        with pytest.raises(InputError, match="M-RoPE"):
+            merge_and_open(recipe, tmp_path / "merged")
+        assert_same_layout(tmp_path / "merged", folder, may_change=True)
+        return
     predictor = merge_and_open(recipe, tmp_path / "merged")
     assert type(predictor.model).__name__ == CLASSES[family]
     assert_same_layout(tmp_path / "merged", folder, may_change=True)
@@ -82,7 +89,15 @@ def test_the_family_works_end_to_end(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "dtype"), [("llava", torch.bfloat16), ("llava_next", torch.float32)])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("llava", torch.bfloat16),
+        ("llava_next", torch.float32),
+        ("qwen2_5_vl", torch.bfloat16),
+        ("qwen3_vl", torch.float32),
+    ],
+)
 def test_untrained_every_tensor_comes_back(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     folder = make_published(tmp_path / "published", family, dtype=dtype)
     recipe = recipe_over(tmp_path, folder)

@@ -291,7 +291,7 @@ def test_streamed_forwards_are_those_of_whole_models(trained: dict[str, Any], tm
     answer = facts.tokenizer(probe[0].answer, add_special_tokens=False)["input_ids"]
     ids_BL = torch.tensor([found.prompts[0] + answer])
     with torch.no_grad():
-        embedded = vlm.eval().embed(ids_BL, torch.cat(found.pixels))
-        logits = vlm.language(inputs_embeds=embedded, use_cache=False).logits[0]
+        inputs = vlm.eval().decoder_inputs(ids_BL, torch.cat(found.pixels))
+        logits = vlm.language(**inputs, use_cache=False).logits[0]
     text = logits[ids_BL[0] != facts.text.image_token_id]
     assert torch.allclose(found.logits, text, atol=1e-5 * float(text.abs().max()))  # two attention kernels

@@ -85,8 +85,8 @@ def losses_in(vlm: VLM, batch: Batch) -> dict[str, float]:
 def loss_alone(vlm: VLM, sample: Encoded) -> float:
     """A sample's loss by transformers' own forward of the language model: no rows, no segments, a plain causal mask."""
     ids = torch.from_numpy(sample.input_ids).long()[None]
-    embedded = vlm.embed(ids, vlm.normalise(torch.from_numpy(sample.tiles)))
-    logits = vlm.language(inputs_embeds=embedded).logits[0, :-1]
+    inputs = vlm.decoder_inputs(ids, vlm.normalise(torch.from_numpy(sample.tiles)))
+    logits = vlm.language(**inputs).logits[0, :-1]
     targets = torch.from_numpy(sample.labels[1:]).long()
     return float(F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum"))
 

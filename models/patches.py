@@ -1,0 +1,196 @@
+"""Images of native resolution as patches: everything that a tower and a decoder need to know of them, from sizes alone.
+
+    sizes of fitted images --PatchGrid--> places of patches, windows, learnt positions   (the tower, `PatchPlan`)
+                                      '-> three positions of each token, M-RoPE          (the decoder, `rope_positions`)
+
+Pure functions on the host, computed while a batch is collated, so that nothing in a forward waits for the device.
+Equals transformers' `vision_utils` and `get_rope_index`; for videos, which are not known here, those do more.
+
+P patches of all images in order, G images, W windows, L tokens of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.spec import ImageSizes, PatchGrid
+
+Ints = NDArray[np.int64]
+Value = TypeVar("Value", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class PatchPlan:
+    """Where the patches of some images are. A tower with windows computes window after window, in "its order"."""
+
+    places_P2: Tensor
+    """int64, (row, column) of each patch in its image, in the tower's order."""
+    starts_G1: Tensor
+    """int32, where each image begins among the patches, and P."""
+    lengths: tuple[int, ...]
+    """The same on the host, as lengths."""
+    order_P: Tensor | None
+    """int64, the tower's order; None: as they come."""
+    inverse_P: Tensor | None
+    """int64, the way back from it."""
+    window_starts_W1: Tensor | None
+    """int32, where each window begins in the tower's order, and P."""
+    window_lengths: tuple[int, ...]
+    taps_P4: Tensor | None
+    """int64, the four rows of the table of learnt positions that a patch's own is between."""
+    weights_P4: Tensor | None
+    """float32, the share of each."""
+
+    def to(self, device: torch.device) -> PatchPlan:
+        """The same on a device; the copies do not wait for it."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            held = getattr(self, field.name)
+            if isinstance(held, Tensor):
+                moved[field.name] = held.to(device, non_blocking=True)
+        return replace(self, **moved)
+
+
+class _OneImage(NamedTuple):
+    """The arrays of one image, in the order in which its patches come."""
+
+    places_P2: Ints
+    units: Ints
+    """Blocks of patches, one for each image token, window after window."""
+    window_lengths: tuple[int, ...]
+    taps_P4: Ints
+    weights_P4: NDArray[np.float32]
+
+
+def plan_patches(grid: PatchGrid, sizes: ImageSizes) -> PatchPlan:
+    """The plan of images of the fitted `sizes` (height, width) in pixels; without any, that of the smallest image.
+
+    That one is run so that every weight takes part (`NativeTower.image_features`).
+    """
+    found = [_one_image(grid, *grid.patches(*size)) for size in sizes or [(grid.factor, grid.factor)]]
+    lengths = [len(each.places_P2) for each in found]
+    starts = [0, *accumulate(lengths)]
+    places = np.concatenate([each.places_P2 for each in found])
+    order = inverse = window_starts = taps = weights = None
+    windows: list[int] = []
+    if grid.window is not None:
+        block = np.arange(grid.merge**2)
+        units = [each.units + start // len(block) for each, start in zip(found, starts[:-1], strict=True)]
+        order = (np.concatenate(units)[:, None] * len(block) + block).ravel()
+        places, inverse = places[order], np.argsort(order)
+        windows = [length for each in found for length in each.window_lengths]
+        window_starts = torch.tensor([0, *accumulate(windows)], dtype=torch.int32)
+    if grid.table_side is not None:
+        taps = np.concatenate([each.taps_P4 for each in found])
+        weights = np.concatenate([each.weights_P4 for each in found])
+    return PatchPlan(
+        places_P2=torch.from_numpy(places),
+        starts_G1=torch.tensor(starts, dtype=torch.int32),
+        lengths=tuple(lengths),
+        order_P=None if order is None else torch.from_numpy(order),
+        inverse_P=None if inverse is None else torch.from_numpy(inverse),
+        window_starts_W1=window_starts,
+        window_lengths=tuple(windows),
+        taps_P4=None if taps is None else torch.from_numpy(taps),
+        weights_P4=None if weights is None else torch.from_numpy(weights),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _one_image(grid: PatchGrid, num_rows: int, num_columns: int) -> _OneImage:
+    rows, columns = np.divmod(np.arange(num_rows * num_columns).reshape(num_rows, num_columns), num_columns)
+    places = np.stack([in_blocks(rows, grid.merge).ravel(), in_blocks(columns, grid.merge).ravel()], axis=1)
+    units, lengths = _windows(num_rows // grid.merge, num_columns // grid.merge, grid.window)
+    taps, weights = np.zeros((0, 4), dtype=np.int64), np.zeros((0, 4), dtype=np.float32)
+    if grid.table_side is not None:
+        (low, low_share), (left, left_share) = (
+            _taps(places[:, axis], size, grid.table_side) for axis, size in enumerate((num_rows, num_columns))
+        )
+        taps = (low[:, :, None] * grid.table_side + left[:, None, :]).reshape(-1, 4)
+        weights = (low_share[:, :, None] * left_share[:, None, :]).reshape(-1, 4)
+    return _OneImage(places, units, tuple(n * grid.merge**2 for n in lengths), taps, weights)
+
+
+def in_blocks(values_RC: NDArray[Value], merge: int) -> NDArray[Value]:
+    """[rows, columns, ...] -> [patches, ...]: block after block of merge x merge, row by row in each."""
+    num_rows, num_columns, *rest = values_RC.shape
+    blocks = values_RC.reshape(num_rows // merge, merge, num_columns // merge, merge, *rest)
+    return blocks.swapaxes(1, 2).reshape(num_rows * num_columns, *rest)
+
+
+def _windows(num_rows: int, num_columns: int, side: int | None) -> tuple[Ints, list[int]]:
+    """Image tokens window after window, and how many are in each; those at the right and below may be smaller."""
+    units = np.arange(num_rows * num_columns).reshape(num_rows, num_columns)
+    if side is None:
+        return units.ravel(), []
+    windows = [
+        units[top : top + side, left : left + side].ravel()
+        for top in range(0, num_rows, side)
+        for left in range(0, num_columns, side)
+    ]
+    return np.concatenate(windows), [len(window) for window in windows]
+
+
+def _taps(place_P: Ints, size: int, side: int) -> tuple[Ints, NDArray[np.float32]]:
+    """The two neighbours of each place in a row of `side` that is stretched to `size`, and their shares.
+
+    Both ends of the two rows coincide. In fp32, as transformers computes it.
+    """
+    source_P = place_P.astype(np.float32) * np.float32(side - 1) / np.float32(max(size - 1, 1))
+    low_P = np.floor(source_P)
+    both = np.arange(2)
+    share = np.maximum(1 - np.abs(source_P[:, None] - low_P[:, None] - both.astype(np.float32)), 0)
+    return np.minimum(low_P.astype(np.int64)[:, None] + both, side - 1), share.astype(np.float32)
+
+
+def rope_positions(is_image_L: NDArray[np.bool_], sizes: ImageSizes, grid: PatchGrid) -> Ints:
+    """The positions [3, L] of one sample's tokens by time, row and column (M-RoPE).
+
+    Text counts up in all three. An image keeps one time, its rows and columns count from there, and the text goes on
+    behind the longer of its sides.
+
+    Args:
+        sizes: (height, width) in pixels of the sample's fitted images, whose tokens stand side by side.
+
+    Raises:
+        ValueError: the images have another number of tokens.
+    """
+    length, image_I = len(is_image_L), np.flatnonzero(is_image_L)
+    shapes = [(height // grid.factor, width // grid.factor) for height, width in sizes]
+    if sum(rows * columns for rows, columns in shapes) != len(image_I):
+        raise ValueError(f"{len(image_I)} image tokens, but images of the sizes {list(sizes)} have others")
+    positions = np.empty((3, length), dtype=np.int64)
+    token = position = taken = 0
+    for rows, columns in shapes:
+        first, end = int(image_I[taken]), int(image_I[taken]) + rows * columns
+        positions[:, token:first] = position + np.arange(first - token)
+        position += first - token
+        positions[0, first:end] = position
+        positions[1, first:end] = position + np.repeat(np.arange(rows), columns)
+        positions[2, first:end] = position + np.tile(np.arange(columns), rows)
+        position += max(rows, columns)
+        token, taken = end, taken + rows * columns
+    positions[:, token:] = position + np.arange(length - token)
+    return positions
+
+
+def rope_of_samples(is_image: Sequence[NDArray[np.bool_]], sizes: ImageSizes, grid: PatchGrid) -> Ints:
+    """`rope_positions` of samples one after another, [3, N]; `sizes` are those of all their images in order."""
+    found, taken = [], 0
+    for is_image_L in is_image:
+        num_tokens, end = int(np.count_nonzero(is_image_L)), taken
+        while num_tokens > 0 and end < len(sizes):
+            num_tokens -= (sizes[end][0] // grid.factor) * (sizes[end][1] // grid.factor)
+            end += 1
+        found.append(rope_positions(is_image_L, sizes[taken:end], grid))
+        taken = end
+    return np.concatenate(found, axis=1)

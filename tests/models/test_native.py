@@ -1,0 +1,240 @@
+"""Models of native resolution: packed samples compute what the stock class computes of each alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data_pipeline.batch import Batch, collate
+from data_pipeline.sample import Encoded, SampleRef
+from data_pipeline.tiles import cut_patches
+from models.build import ModelMetadata, build_vlm, read_metadata
+from models.common.errors import InputError
+from models.opening import open_model
+from models.patches import plan_patches, rope_positions
+from models.published.names import place_of
+from models.spec import IGNORE_INDEX, NativeImage, PatchGrid
+from models.vlm import VLM
+from tests.support.native import MERGE, NATIVE, PATCH
+from tests.support.published import make_published, published
+from trainer.objectives.next_token import NextTokenLoss, pack
+
+GRIDS = ((4, 6), (18, 10), (8, 8), (2, 2), (2, 60))
+"""(rows, columns) of patches; a window has 4 x 4, so that most are no multiple, and one is far from square."""
+
+SAMPLES: tuple[tuple[int, ...], ...] = ((0, 1), (), (2,), (3, 4))
+"""The images of each sample."""
+
+
+@cache
+def drawn(place: int) -> Image.Image:
+    rows, columns = GRIDS[place]
+    generator = np.random.default_rng(place)
+    return Image.fromarray(generator.integers(0, 256, (rows * PATCH, columns * PATCH, 3), dtype=np.uint8))
+
+
+def sample(number: int, facts: ModelMetadata) -> Encoded:
+    """Text, then each image and more text behind it; every text token but the first is a target."""
+    generator = np.random.default_rng(100 + number)
+    grid = facts.text.grid
+    assert grid is not None
+    ids: list[int] = generator.integers(7, 300, 5).tolist()
+    tiles, sizes = [np.zeros((0, PATCH, PATCH, 3), dtype=np.uint8)], []
+    for place in SAMPLES[number]:
+        rows, columns = GRIDS[place]
+        size = (rows * PATCH, columns * PATCH)
+        tiles.append(cut_patches(drawn(place), size, grid))
+        sizes.append(size)
+        ids += [facts.text.image_token_id] * (rows * columns // MERGE**2)
+        ids += generator.integers(7, 300, 4 + place).tolist()
+    ids_L = np.asarray(ids, dtype=np.int32)
+    labels_L = np.where(ids_L == facts.text.image_token_id, IGNORE_INDEX, ids_L)
+    ref = SampleRef(number, 0, 0, number, "a.tar", str(number))
+    return Encoded(ref, ids_L, labels_L, np.concatenate(tiles), tuple(sizes))
+
+
+def stock_inputs(encoded: Encoded, vlm: VLM, facts: ModelMetadata) -> dict[str, Tensor]:
+    ids_1L = torch.tensor(encoded.input_ids, dtype=torch.int64)[None]
+    inputs = {"input_ids": ids_1L, "mm_token_type_ids": (ids_1L == facts.text.image_token_id).int()}
+    if len(encoded.tiles):
+        pixels_PCSS = vlm.normalise(torch.from_numpy(encoded.tiles))
+        inputs["pixel_values"] = pixels_PCSS.unsqueeze(2).expand(-1, -1, 2, -1, -1).flatten(1)
+        grids = [(1, height // PATCH, width // PATCH) for height, width in encoded.image_sizes]
+        inputs["image_grid_thw"] = torch.tensor(grids)
+    return inputs
+
+
+class Pair:
+    """Ours and the stock model over the same files."""
+
+    def __init__(self, folder: Path, family: str) -> None:
+        make_published(folder, family, tied=family == "qwen2_vl")
+        self.source = published(folder)
+        self.facts = read_metadata(self.source, 512)
+        self.vlm = build_vlm(self.source, self.facts, frozen_dtype=torch.float32, seed=0)
+        self.stock: Any = open_model(folder, torch.device("cpu"))
+        self.samples = [sample(number, self.facts) for number in range(len(SAMPLES))]
+
+    def apart(self) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
+        """Logits of each sample [L, V], the sum of all losses, and gradients by our names, of the stock class."""
+        self.stock.zero_grad()
+        logits, losses = [], []
+        for each in self.samples:
+            self.stock.model.rope_deltas = None
+            logits.append(self.stock(**stock_inputs(each, self.vlm, self.facts)).logits[0])
+            targets = torch.tensor(each.labels[1:], dtype=torch.int64)
+            losses.append(torch.nn.functional.cross_entropy(logits[-1][:-1], targets, reduction="sum"))
+        total = torch.stack(losses).sum()
+        total.backward()
+        gradients = {our_name(name): each.grad for name, each in self.stock.named_parameters()}
+        return [each.detach() for each in logits], total.detach(), gradients
+
+    def together(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        self.vlm.requires_grad_(True).zero_grad()
+        loss = NextTokenLoss()(self.vlm, batch).loss_sum
+        loss.backward()
+        return loss.detach(), {name: each.grad for name, each in self.vlm.named_parameters()}
+
+    def logits(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            hidden_ND = self.vlm.hidden_states(replace(pack(batch), wanted_K=None), batch.images)
+            return self.vlm.head(hidden_ND)
+
+
+def our_name(raw: str) -> str:
+    place = place_of(raw)
+    assert place is not None, raw
+    return f"{place.part}.model.{place.name}" if place.part == "vision" else f"{place.part}.{place.name}"
+
+
+@pytest.fixture(scope="module", params=NATIVE)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Pair(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
+def test_packed_is_one_by_one(pair: Pair, order: tuple[int, ...]) -> None:
+    """Logits, loss and every gradient, tower and mergers included; the order of samples changes nothing."""
+    expected, loss, gradients = pair.apart()
+    row = tuple(pair.samples[number] for number in order)
+    batch = collate([row], pair.facts.text)
+    lengths = [each.num_tokens for each in row]
+    for number, logits_LV in zip(order, pair.logits(batch).split(lengths), strict=True):
+        torch.testing.assert_close(logits_LV, expected[number], rtol=0, atol=2e-5)
+    found, ours = pair.together(batch)
+    assert float((found - loss).abs() / loss) < 1e-6
+    assert set(ours) == set(gradients)
+    for name, gradient in ours.items():
+        gap = (gradient - gradients[name]).abs().max() / gradients[name].abs().max()
+        assert float(gap) < 1e-5, name
+
+
+@pytest.mark.slow
+def test_recomputed_it_is_the_same_bits(pair: Pair) -> None:
+    batch = collate([tuple(pair.samples)], pair.facts.text)
+    loss, gradients = pair.together(batch)
+    pair.vlm.decoder.recompute(2)
+    again, same = pair.together(batch)
+    pair.vlm.decoder.recompute(0)
+    assert torch.equal(loss, again)
+    assert all(torch.equal(gradients[name], same[name]) for name in gradients)
+
+
+@pytest.mark.slow
+def test_without_images_every_weight_takes_part(pair: Pair) -> None:
+    loss, gradients = pair.together(collate([(pair.samples[1],)], pair.facts.text))
+    assert torch.isfinite(loss)
+    absent = [name for name, gradient in gradients.items() if gradient is None]
+    assert not absent
+    assert all(
+        float(gradient.abs().max()) == 0
+        for name, gradient in gradients.items()
+        if name.startswith(("vision.", "projector."))
+    )
+    empty, _ = pair.together(collate([()], pair.facts.text))
+    assert float(empty) == 0
+
+
+def test_neighbours_do_not_move_a_sample(pair: Pair) -> None:
+    alone = pair.logits(collate([(pair.samples[2],)], pair.facts.text))
+    batch = collate([(pair.samples[0], pair.samples[2])], pair.facts.text)
+    torch.testing.assert_close(pair.logits(batch)[-len(alone) :], alone, rtol=0, atol=1e-5)
+
+
+def test_positions_are_those_of_the_stock_class(pair: Pair) -> None:
+    for each in pair.samples:
+        inputs = stock_inputs(each, pair.vlm, pair.facts)
+        inputs.pop("pixel_values", None)
+        expected, _ = pair.stock.model.get_rope_index(**inputs)
+        assert pair.facts.text.grid is not None
+        is_image = each.input_ids == pair.facts.text.image_token_id
+        found = rope_positions(is_image, each.image_sizes, pair.facts.text.grid)
+        assert np.array_equal(found, expected[:, 0].numpy())
+
+
+@pytest.mark.parametrize("grids", [GRIDS, GRIDS[::-1], ((4, 4),), ((6, 6), (2, 14))])
+def test_the_plan_is_that_of_transformers(grids: tuple[tuple[int, int], ...]) -> None:
+    from transformers import vision_utils
+
+    grid = PatchGrid(patch_size=PATCH, merge=MERGE, window=2, table_side=6)
+    plan = plan_patches(grid, [(rows * PATCH, columns * PATCH) for rows, columns in grids])
+    thw = torch.tensor([(1, *each) for each in grids])
+    windows, starts = vision_utils.get_vision_window_index(thw, MERGE, 2 * PATCH * MERGE, PATCH)
+    order = (windows[:, None] * MERGE**2 + torch.arange(MERGE**2)).flatten()
+    assert plan.order_P is not None
+    assert plan.inverse_P is not None
+    assert plan.window_starts_W1 is not None
+    assert torch.equal(plan.order_P, order)
+    assert torch.equal(plan.window_starts_W1, starts)
+    assert torch.equal(plan.order_P[plan.inverse_P], torch.arange(len(order)))
+    assert torch.equal(plan.starts_G1, vision_utils.get_vision_cu_seqlens(thw))
+    assert torch.equal(plan.places_P2, vision_utils.get_vision_position_ids(thw, MERGE)[order])
+    taps, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+        thw, 6, align_corners=True, spatial_merge_size=MERGE
+    )
+    assert plan.taps_P4 is not None
+    assert plan.weights_P4 is not None
+    assert torch.equal(plan.taps_P4, taps)
+    assert torch.equal(plan.weights_P4, weights)
+
+
+@pytest.mark.parametrize(("patch", "merge"), [(14, 2), (16, 2)])
+def test_images_are_resized_as_the_stock_processor_does(patch: int, merge: int) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    grid = PatchGrid(patch_size=patch, merge=merge)
+    fit = NativeImage(grid=grid, min_pixels=4 * grid.factor**2, max_pixels=576 * grid.factor**2)
+    generator = np.random.default_rng(0)
+    sizes = [(1, 1), (10, 2000), (2000, 10), (4096, 21), (28, 28), (42, 42), (640, 480)]
+    sizes += [(int(width), int(height)) for width, height in generator.integers(20, 3000, (500, 2))]
+    for width, height in sizes:
+        expected = smart_resize(height, width, grid.factor, fit.min_pixels, fit.max_pixels)
+        assert fit.fitted(width, height) == expected
+    with pytest.raises(InputError, match="too long and thin"):
+        fit.fitted(2001, 10)
+
+
+def test_images_that_do_not_fit_their_tokens_are_an_error(pair: Pair) -> None:
+    batch = collate([(pair.samples[0],)], pair.facts.text)
+    with pytest.raises(ValueError, match="do not have"):
+        pair.vlm.hidden_states(pack(batch), replace(batch.images, tiles_TSSC=batch.images.tiles_TSSC[:-4]))
+
+
+def test_too_few_layers_for_the_levels_are_refused(tmp_path: Path) -> None:
+    import json
+
+    folder = make_published(tmp_path / "qwen3_vl", "qwen3_vl")
+    values = json.loads((folder / "config.json").read_text())
+    values["text_config"] |= {"num_hidden_layers": 2, "layer_types": None}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="2 levels of features"):
+        published(folder).projector.build(32, 48)
