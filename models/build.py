@@ -18,6 +18,7 @@ from models.decoder import is_known
 from models.languages.base import LanguageConfig
 from models.languages.text import load_encoder_tokenizer, text_spec
 from models.packing_probe import check_packing
+from models.placement import divide_all, gathering
 from models.projectors.base import ProjectorConfig, new_projector
 from models.spec import ImageSpec, TextSpec
 from models.vlm import VLM
@@ -78,12 +79,19 @@ def check_tiles(config: ModelSource, size: int) -> None:
 
 
 def build_vlm(config: ModelSource, facts: ModelMetadata, *, frozen_dtype: torch.dtype, seed: int) -> VLM:
-    """The whole model: pretrained parts in `frozen_dtype`, new parts in fp32, initialized from `seed`."""
+    """The whole model: pretrained parts in `frozen_dtype`, new parts in fp32, initialized from `seed`.
+
+    Pretrained weights are where `models.placement.placing` says, new ones on the host.
+    """
     vision = config.vision.load(frozen_dtype)
+    divide_all(vision)
     language = config.language.load_model(frozen_dtype)
-    if language is not None and not is_known(language):
-        check_packing(language)
-        check_names(language, config.language)
+    if language is not None:
+        divide_all(language)
+        if not is_known(language):
+            with gathering(language):
+                check_packing(language)
+            check_names(language, config.language)
     new = new_parts(config, facts, vision.width, language.config if language is not None else None, seed=seed)
     return VLM(vision, new.projector, language or new.decoder, image=facts.image, text=facts.text, mtp=new.mtp)
 

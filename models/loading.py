@@ -8,6 +8,7 @@ missing in them. Every directory that it reads for us, a bundle or a pretrained 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,12 @@ from models.common.errors import InputError, single_line
 from models.common.source import check_loaded
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from models.common.tensors import Tensors
+
+ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"
+"""transformers' own variable: weights are read in the order in which they are put into the model."""
 
 
 @contextmanager
@@ -54,14 +60,14 @@ def load_from_tensors(
         tensors: by their names in the class.
         directory: where they lie, for errors.
     """
-    with opening(directory, "cannot be loaded", advice):
+    with opening(directory, "cannot be loaded", advice), _placed():
         model, found = model_class.from_pretrained(
             None,
             config=config,
-            state_dict={name: tensors.read(name) for name in tensors},
+            state_dict={name: _Unread(tensors, name) for name in tensors},
             output_loading_info=True,
             trust_remote_code=False,
-            **options,
+            **_on_device(options),
         )
     check_loaded(str(directory), found, unused=tuple(may_lack))
     return model
@@ -85,7 +91,63 @@ def load_whole(
 
     if has_tensor_files(directory):
         TensorFiles.open(directory)  # at once, and by name: transformers finds a damaged file when it comes to it
-    with opening(directory, "cannot be loaded", advice):
-        model, found = load(directory, output_loading_info=True, **options)
+    with opening(directory, "cannot be loaded", advice), _placed():
+        model, found = load(directory, output_loading_info=True, **_on_device(options))
     check_loaded(str(directory), found, unused=tuple(may_lack))
     return model
+
+
+class _Unread:
+    """A tensor that transformers reads when it comes to it, as it does those of a file: by `[...]`."""
+
+    def __init__(self, tensors: Tensors, name: str) -> None:
+        self._tensors, self._name = tensors, name
+
+    def __getitem__(self, _: Any) -> Tensor:
+        return self._tensors.read(self._name)
+
+
+def _on_device(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with the device that weights are read to; quantized ones are quantized there, one by one."""
+    from models.placement import current_placement
+
+    device = current_placement().device
+    if current_placement().division is not None and "quantization_config" not in options:
+        return options  # each tensor is read on the host, and this rank's part of it goes on
+    return options if device.type == "cpu" else {**options, "device_map": {"": device}}
+
+
+@contextmanager
+def _placed() -> Iterator[None]:
+    """Where the placement divides, divide each weight as soon as it is in its module, before the next one is read.
+
+    transformers has no public way in: `set_param_for_module` (core_model_loading.py of 5.x) is what puts a weight into
+    the model that it builds without memory, and it reads all weights at once unless the environment says otherwise.
+    tests/models/test_placement.py fails where that has changed.
+    """
+    from transformers import core_model_loading
+
+    from models.placement import current_placement, divide
+
+    placement = current_placement()
+    if placement.division is None:
+        yield
+        return
+    put: Callable[..., None] = core_model_loading.set_param_for_module
+
+    def put_and_divide(model: Any, name: str, *arguments: Any) -> None:
+        put(model, name, *arguments)
+        tied = model.all_tied_weights_keys
+        if name not in tied and name not in tied.values():  # whether those are equal is looked at afterwards
+            divide(model.get_parameter_or_buffer(name), placement)
+
+    before = os.environ.get(ONE_BY_ONE)
+    os.environ[ONE_BY_ONE] = "1"
+    core_model_loading.set_param_for_module = put_and_divide
+    try:
+        yield
+    finally:
+        core_model_loading.set_param_for_module = put
+        del os.environ[ONE_BY_ONE]
+        if before is not None:
+            os.environ[ONE_BY_ONE] = before

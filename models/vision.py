@@ -134,16 +134,20 @@ class VisionEncoder(nn.Module):
             return _output_of(last, lambda: self.model(pixels_TCHW))
 
 
-@contextmanager
-def _first_layers(model: nn.Module, num_layers: int, total: int) -> Iterator[nn.Module]:
-    """Truncate the model to its first layers inside the block, and yield the last of them."""
-    places = (
+def layers_within(model: nn.Module, total: int) -> tuple[nn.Module, str, nn.ModuleList]:
+    """(parent, name in it, layers): where a model keeps its `total` layers."""
+    return next(
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if isinstance(child, nn.ModuleList) and len(child) == total
     )
-    parent, name, layers = next(places)
+
+
+@contextmanager
+def _first_layers(model: nn.Module, num_layers: int, total: int) -> Iterator[nn.Module]:
+    """Truncate the model to its first layers inside the block, and yield the last of them."""
+    parent, name, layers = layers_within(model, total)
     parent._modules[name] = layers[:num_layers]
     try:
         yield layers[num_layers - 1]

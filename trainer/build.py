@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.build import new_prefixes
 from models.common.documents import parse
 from models.common.errors import InputError
 from models.common.files import LineFile, read_lines, write_json
+from models.placement import placing
 from models.vlm import VLM
-from trainer.checkpoint.initial_weights import finished_checkpoint, load_weights
+from trainer.checkpoint.format import Fragment
+from trainer.checkpoint.initial_weights import finished_checkpoint, inherited_fragments, load_weights
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.checkpoint.resume import resume_point
@@ -43,7 +44,8 @@ from trainer.engine.determinism import set_determinism
 from trainer.engine.engine import Engine
 from trainer.engine.engine import build_engine as wrap
 from trainer.engine.loss_scale import LossScale
-from trainer.engine.masters import filler, has_masters, narrow
+from trainer.engine.masters import Exact, filler, has_masters, narrow
+from trainer.engine.partitions import placement_for
 from trainer.engine.process_group import start_distributed
 from trainer.engine.train_step import TrainingTask, configure_model
 from trainer.engine.tuning import ParameterGroup
@@ -148,30 +150,32 @@ class Model:
 
     vlm: VLM
     groups: list[ParameterGroup]
-    inherited: dict[str, Tensor]
-    """Weights that are not trained here and are in no pretrained base: every checkpoint must hold them."""
-    exact: dict[str, Tensor]
+    inherited: list[Fragment]
+    """What this rank writes into checkpoints of weights that are not trained here and are in no pretrained base."""
+    exact: dict[str, Exact]
     """Trained weights that bf16 parameters do not hold (`trainer.engine.masters`)."""
 
 
 def build_model(inputs: Inputs, joined: Joined) -> Model:
     """Pretrained and new parts, the tuning plan, then weights: those of the previous stage, or the checkpoint's.
 
-    A new part that is not trained counts as inherited: it is in no pretrained base.
+    A new part that is not trained counts as inherited: it is in no pretrained base. Pretrained weights are read to the
+    device, or under ZeRO-3 to this rank's share of each, so that no rank holds the whole base.
     """
     recipe = inputs.recipe
     if inputs.ranks.is_first:
         inputs.directory.mkdir(parents=True, exist_ok=True)
         write_json(inputs.directory.parent / "recipe.json", parse(recipe.model_dump_json(), "the recipe"))
         (inputs.directory / "finished.json").unlink(missing_ok=True)  # it is trained for longer
-    vlm, groups, loaded = starting_model(recipe, inputs.name, inputs.metadata, inputs.init)
-    learning = {parameter_name for group in groups for parameter_name in group.names}
-    parameters = dict(vlm.named_parameters())
-    new = [parameter for parameter in parameters if parameter.startswith(new_prefixes(recipe.model))]
-    inherited = {key: parameters[key].data for key in {*loaded, *new} - learning}
-    if joined.reader is not None:
-        load_weights(vlm, joined.reader)
-    exact = narrow(groups) if has_masters(inputs.config) else {}
+    with placing(placement_for(inputs.config.engine, joined.device, inputs.ranks)):
+        vlm, groups, loaded = starting_model(recipe, inputs.name, inputs.metadata, inputs.init)
+        learning = {parameter_name for group in groups for parameter_name in group.names}
+        parameters = dict(vlm.named_parameters())
+        new = [parameter for parameter in parameters if parameter.startswith(new_prefixes(recipe.model))]
+        if joined.reader is not None:
+            load_weights(vlm, joined.reader)
+        inherited = inherited_fragments(parameters, {*loaded, *new} - learning, inputs.ranks)
+        exact = narrow(groups) if has_masters(inputs.config) else {}
     vlm.to(joined.device)
     keep = recipe.model.vision.keep_features
     if keep is not None:

@@ -9,19 +9,19 @@ A function takes only those that it uses. `trainer.build` builds them; docs/trai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from data_pipeline.stream import RowStream, merge_states
 from models.build import ModelMetadata
 from models.common.errors import InputError
 from models.common.files import LineFile
+from trainer.checkpoint.format import Fragment
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.checkpoint.resume import last_rollback_to, rollbacks, rollbacks_to
@@ -167,8 +167,8 @@ class Services:
     preemption: PreemptionHandler
     events: LineFile
     validator: Validator | None
-    inherited: Mapping[str, Tensor]
-    """Weights that are not trained here and are in no pretrained base: every checkpoint must hold them."""
+    inherited: Sequence[Fragment]
+    """What this rank writes of weights that are not trained here and are in no pretrained base."""
     lock: RunLock | None
     """Held by the first rank."""
 

@@ -59,8 +59,10 @@ def make_siglip(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def make_language(folder: Path, kind: str = "llama", *, tied: bool = False, seed: int = 0, width: int = 32) -> Path:
-    """A random causal language model of two layers with a byte-level tokenizer that has ChatML's tokens.
+def make_language(
+    folder: Path, kind: str = "llama", *, tied: bool = False, seed: int = 0, width: int = 32, num_layers: int = 2
+) -> Path:
+    """A random causal language model, of two layers by default, with a byte-level tokenizer that has ChatML's tokens.
 
     All of its linear layers fit into NF4 at a `width` of 64, only the last of each layer at 32.
     """
@@ -71,7 +73,7 @@ def make_language(folder: Path, kind: str = "llama", *, tied: bool = False, seed
         "vocab_size": len(tokenizer),
         "hidden_size": width,
         "intermediate_size": 2 * width,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": num_layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,

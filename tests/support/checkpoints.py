@@ -25,12 +25,17 @@ def write_checkpoint(
 ) -> Path:
     """A checkpoint as one rank that holds everything writes it; OSError where it could not be written."""
     saver = CheckpointManager(root, DistributedContext(), keep=1000, token="test")
-    saver.begin(step, fragments=fragments, inherited=inherited, state=state)
+    saver.begin(step, fragments=fragments, inherited=whole_fragments(inherited), state=state)
     fault = saver.finish()
     saver.close()  # what it removes beside the loop would take the next one's files for left-overs
     if fault:
         raise OSError(fault)
     return root / name_of(step)
+
+
+def whole_fragments(weights: dict[str, Tensor]) -> list[Fragment]:
+    """Whole weights as a checkpoint takes them."""
+    return [Fragment(name, tuple(weight.shape), 0, weight, {}) for name, weight in weights.items()]
 
 
 def write_finished(recipe: dict[str, Any], stage: str, inherited: dict[str, Tensor] | None = None) -> Path:

@@ -231,7 +231,7 @@ def make_run(
         preemption=PreemptionHandler(),
         events=LineFile(context.directory / "events.jsonl"),
         validator=None,
-        inherited={},
+        inherited=[],
         lock=None,
     )
     return StageRun(context, state, services)

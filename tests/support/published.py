@@ -27,19 +27,24 @@ def make_published(
     language: str = "llama",
     tied: bool = False,
     dtype: torch.dtype = torch.float32,
+    **text: int,
 ) -> Path:
-    """A random model of a family as `save_pretrained` writes it, with a tokenizer and its processor."""
+    """A random model of a family as `save_pretrained` writes it, with a tokenizer and its processor.
+
+    Args:
+        text: of the LLaVA families, values of the language model's configuration that are to be others.
+    """
     if family in NATIVE:
         processor = native_processor(family)
         model = native_model(family, processor.tokenizer, tied=tied)
     else:
         processor = _processor(family)
-        model = _model(family, processor.tokenizer, language=language, tied=tied)
+        model = _model(family, processor.tokenizer, language=language, tied=tied, text=text)
     model.to(dtype).save_pretrained(folder)
     processor.save_pretrained(folder)
     for file in folder.glob("*.json"):  # as where torchvision is
-        text = file.read_text().replace("ImagesOnlyProcessor", "LlavaOnevisionProcessor")
-        file.write_text(text.replace("VLImagesProcessor", "VLProcessor"))
+        written = file.read_text().replace("ImagesOnlyProcessor", "LlavaOnevisionProcessor")
+        file.write_text(written.replace("VLImagesProcessor", "VLProcessor"))
     return folder
 
 
@@ -80,12 +85,12 @@ def _processor(family: str) -> Any:
     )
 
 
-def _model(family: str, tokenizer: Any, *, language: str, tied: bool) -> Any:
+def _model(family: str, tokenizer: Any, *, language: str, tied: bool, text: dict[str, int]) -> Any:
     import transformers
 
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     vision = {**shape, "num_hidden_layers": 3, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
-    text = {
+    text_config = {
         **shape,
         "model_type": language,
         "num_hidden_layers": 2,
@@ -97,9 +102,10 @@ def _model(family: str, tokenizer: Any, *, language: str, tied: bool) -> Any:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
+        **text,
     }
     common: dict[str, Any] = {
-        "text_config": text,
+        "text_config": text_config,
         "tie_word_embeddings": tied,
         "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
     }

@@ -6,6 +6,7 @@ parameters exactly: the parts are built on PyTorch's meta device, which has shap
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,8 @@ class PartCount:
     trained: int
     quantizable: int = 0
     """Elements of the frozen linears that the part's `load` (`nf4` or `int8`) shrinks."""
+    unused: int = 0
+    """Of the frozen ones, those of an encoder's layers above the feature layer, which no forward runs."""
 
 
 def count_parts(model: ModelSource, plan: TuningPlan) -> dict[str, PartCount]:
@@ -150,7 +153,7 @@ def count_parts(model: ModelSource, plan: TuningPlan) -> dict[str, PartCount]:
         projector = with_newline(projector, model.image, width)
         mtp = build_heads(model.future, decoder.config) if model.future is not None else None
     return {
-        "vision": _count(vision, "vision", plan.vision),
+        "vision": _count_encoder(vision, plan.vision, model.vision.shape(find_part).num_layers),
         "projector": _count(projector, "projector", plan.projector),
         "language": _count(decoder, "language", plan.language, model.language.frozen_format),
         **({"future": _count(mtp, "future", plan.future)} if mtp is not None else {}),
@@ -166,23 +169,45 @@ def _config(facts: dict[str, Any]) -> Any:
 
 
 def _count(module: nn.Module, part: str, tuning: Frozen | Full | Lora, load: FrozenFormat = "full") -> PartCount:
-    from trainer.engine.tuning import adapted_modules, check_names, is_inside
+    from trainer.engine.tuning import adapted_modules, check_names
 
     check_names(module, part, tuning)
     total = sum(parameter.numel() for parameter in module.parameters())
     if isinstance(tuning, Full):
-        kept = [
-            value.numel()
-            for name, value in module.named_parameters()
-            if any(is_inside(f"part.{name}", "part", chosen) for chosen in tuning.frozen)
-        ]
-        return PartCount(sum(kept), total - sum(kept))
+        trained = sum(value.numel() for value in _learning(module, tuning))
+        return PartCount(total - trained, trained)
     quantizable = _num_quantizable(module, load)
     if not isinstance(tuning, Lora):
         return PartCount(total, 0, quantizable)
     sizes = [next(each.parameters()).shape for each in adapted_modules(module, tuning).values()]
     adapters = tuning.rank * sum(sum(size) for size in sizes)
     return PartCount(total, adapters, quantizable)
+
+
+def _count_encoder(encoder: Any, tuning: Frozen | Full | Lora, num_layers: int) -> PartCount:
+    """An encoder's count; the layers above its first `num_layers` never run, and do not learn.
+
+    `models.vision` runs all of them where the features are the embedding or what comes last.
+    """
+    from models.vision import layers_within
+
+    count, total = _count(encoder, "vision", tuning), int(getattr(encoder.config, "num_hidden_layers", num_layers))
+    if num_layers in (0, total):
+        return count
+    _, _, layers = layers_within(encoder, total)
+    upper = {id(value): value.numel() for layer in layers[num_layers:] for value in layer.parameters()}
+    idle = sum(upper[id(value)] for value in _learning(encoder, tuning) if id(value) in upper)
+    return PartCount(count.frozen + idle, count.trained - idle, unused=sum(upper.values()))
+
+
+def _learning(module: nn.Module, tuning: Frozen | Full | Lora) -> Iterator[nn.Parameter]:
+    """A part's own weights that a plan trains in full."""
+    from trainer.engine.tuning import is_inside
+
+    if isinstance(tuning, Full):
+        for name, value in module.named_parameters():
+            if not any(is_inside(f"part.{name}", "part", kept) for kept in tuning.frozen):
+                yield value
 
 
 def _num_quantizable(module: nn.Module, load: FrozenFormat) -> int:

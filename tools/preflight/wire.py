@@ -8,6 +8,7 @@
 
 Whole tensors count: of n ranks each sends and receives (n - 1) / n of that (Rajbhandari et al. 2020, section 7). Norms
 and biases below `stage3_param_persistence_threshold` stay gathered under ZeRO-3; their share of a model is below 0.1 %.
+An encoder's layers above the feature layer never run, so nobody gathers them.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def traffic(counts: dict[str, PartCount], stage: StageConfig, stored: Storage, *
 
 def _part_bytes(name: str, part: PartCount, stage: StageConfig, stored: Storage, load: str) -> float:
     element = FP32 if stage.engine.precision == "fp32" else 2
-    frozen = float(part.frozen * element)
+    frozen = float((part.frozen - part.unused) * element)
     if name == "language" and load != "full":
         frozen -= part.quantizable * (element - (NF4_BYTES if load == "nf4" else INT8_BYTES))
     return frozen + part.trained * stored.parameter

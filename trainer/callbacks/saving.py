@@ -41,7 +41,7 @@ class CheckpointSaving(Callback):
         services.checkpoints.begin(
             state.consumed.steps,
             fragments=services.engine.fragments(),
-            inherited=dict(services.inherited),
+            inherited=services.inherited,
             state={**context.record, **state.state_dict(context.ranks, num_updates=services.engine.num_updates)},
         )
         self._saved_at = state.consumed.steps

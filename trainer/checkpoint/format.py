@@ -3,7 +3,8 @@
     checkpoints/step_000500/
         rank_00000_of_00002.safetensors   weight, exp_avg, exp_avg_sq: this rank's slices end to end, fp32
         slices.npy                        which elements of which parameters the ranks' files hold (`slices`)
-        given.safetensors                 inherited weights: they came from an earlier stage and are not trained here
+        given.safetensors                 inherited weights: they came from an earlier stage and are not trained here;
+                                          under ZeRO-3 the first rank's elements, those of rank 1 in given_00001, ...
         state.json                        its id, what was consumed, the stream's state, the stage, the base's digests
         manifest.json                     size and sha256 of each file, shapes of the parameters
         COMMIT                            written last; without it the directory is ignored
@@ -18,7 +19,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,13 +103,16 @@ class RankShard:
 
 
 def take_rank_shard(
-    fragments: Iterable[Fragment], inherited: dict[str, Tensor], ranks: DistributedContext, buffers: dict[str, Tensor]
+    fragments: Iterable[Fragment],
+    inherited: Sequence[Fragment],
+    ranks: DistributedContext,
+    buffers: dict[str, Tensor],
 ) -> RankShard:
     """Copy what this rank writes, so that training may continue.
 
     Args:
-        inherited: weights from an earlier stage that are not trained here, so they are not copied. The first rank
-            writes them.
+        inherited: what this rank writes of weights from an earlier stage that are not trained here, so they are not
+            copied: the first rank whole ones, every rank its elements of divided ones.
         buffers: the copies' memory, filled here and used again by the next save: the system takes longer to give new
             pages than to copy into old ones. Pinned where the fragments are on a GPU.
     """
@@ -118,10 +122,10 @@ def take_rank_shard(
         torch.cuda.synchronize()
     slices = tuple(Slice(each.name, each.shape, each.start, each.weight.numel()) for each in held)
     files = {f"rank_{ranks.rank:05d}_of_{ranks.world_size:05d}.safetensors": FileContent(tensors, slices)}
-    if inherited and ranks.is_first:
-        said = {name: {"start": 0, "shape": list(value.shape)} for name, value in inherited.items()}
-        files[INHERITED_FILE] = FileContent(
-            {f"{WEIGHT}/{name}": value.detach().cpu().reshape(-1) for name, value in inherited.items()},
+    if inherited:
+        said = {each.name: {"start": each.start, "shape": list(each.shape)} for each in inherited}
+        files[INHERITED_FILE if ranks.is_first else f"given_{ranks.rank:05d}.safetensors"] = FileContent(
+            {f"{WEIGHT}/{each.name}": each.weight.detach().cpu().reshape(-1) for each in inherited},
             metadata={"slices": json.dumps(said)},
         )
     return RankShard(files)

@@ -1,20 +1,23 @@
-"""What a stage starts from: finished checkpoints of a run, loading weights into a model, and the base's digests.
+"""What a stage starts from: finished checkpoints, loading weights into a model and handing them on, the base's digests.
 
 Without DeepSpeed and without a process group, so that merging needs neither.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.common.errors import InputError
+from models.placement import local_slice, share_of
 from models.vlm import VLM
-from trainer.checkpoint.format import WEIGHT
+from trainer.checkpoint.format import WEIGHT, Fragment
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.checkpoint.records import checkpoint_named
 from trainer.config.recipe import Recipe
+from trainer.distributed.context import DistributedContext
 
 
 def finished_checkpoint(run: Path, stage: str) -> Path | None:
@@ -29,7 +32,7 @@ def finished_checkpoint(run: Path, stage: str) -> Path | None:
 
 
 def load_weights(vlm: VLM, reader: CheckpointReader) -> list[str]:
-    """Copy every weight of a checkpoint into the model, in place.
+    """Copy every weight of a checkpoint into the model, in place; of a divided one this rank's elements alone.
 
     A matrix that was fully trained in an earlier stage and has an adapter here becomes the adapter's base.
 
@@ -50,14 +53,28 @@ def load_weights(vlm: VLM, reader: CheckpointReader) -> list[str]:
         if tuple(parameters[target].shape) != reader.shape(name):
             found, expected = reader.shape(name), tuple(parameters[target].shape)
             raise InputError(f"{reader.directory}: {name} has shape {found}, this stage's model wants {expected}")
-        data = parameters[target].data
-        if data.is_contiguous():
-            direct.append((name, 0, data.view(-1)))
+        parameter = parameters[target]
+        if share_of(parameter) is not None or parameter.data.is_contiguous():
+            direct.append((name, *local_slice(parameter)))
         else:
-            data.copy_(reader.weight(name))
+            parameter.data.copy_(reader.weight(name))
         loaded.append(target)
     reader.fill(WEIGHT, direct)
     return loaded
+
+
+def inherited_fragments(
+    parameters: Mapping[str, nn.Parameter], names: Iterable[str], ranks: DistributedContext
+) -> list[Fragment]:
+    """What this rank writes of weights that do not learn: its share of divided ones, and the first rank whole ones."""
+    found = []
+    for name in names:
+        parameter, share = parameters[name], share_of(parameters[name])
+        if share is not None:
+            found.append(Fragment(name, tuple(parameter.shape), share.start, share.values, {}))
+        elif ranks.is_first:
+            found.append(Fragment(name, tuple(parameter.shape), 0, parameter.data, {}))
+    return found
 
 
 def adapted_name(name: str) -> str:

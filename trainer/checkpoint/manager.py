@@ -104,7 +104,7 @@ class CheckpointManager:
         return self._pending is None or self._pending.writer is None or not self._pending.writer.is_alive()
 
     def begin(
-        self, step: int, *, fragments: Iterable[Fragment], inherited: dict[str, Tensor], state: dict[str, Any]
+        self, step: int, *, fragments: Iterable[Fragment], inherited: Sequence[Fragment], state: dict[str, Any]
     ) -> None:
         """Copy this rank's part and start writing it.
 
@@ -113,7 +113,7 @@ class CheckpointManager:
         Args:
             step: optimizer steps so far; the checkpoint's name.
             fragments: this rank's slices; they may change once this returns.
-            inherited: whole weights that are not trained in this stage; they must not change.
+            inherited: what this rank writes of weights that are not trained in this stage; they must not change.
             state: becomes state.json; the first rank's is used.
         """
         assert self._pending is None

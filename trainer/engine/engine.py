@@ -26,6 +26,7 @@ from trainer.distributed.context import DistributedContext
 from trainer.engine.adam import build_adam, step_count
 from trainer.engine.deepspeed_config import deepspeed_config
 from trainer.engine.numerics import needed_bytes
+from trainer.engine.partitions import hand_over
 from trainer.engine.private_parts import check_private_parts
 from trainer.engine.train_step import TrainingTask
 from trainer.engine.tuning import ParameterGroup
@@ -74,6 +75,7 @@ def build_engine(
         reduced_as=parameters[0].dtype,
         num_trained=sum(whole_numel(parameter) for parameter in parameters),
     )
+    hand_over(module, settings)
     engine, *_ = deepspeed.initialize(model=module, optimizer=adam, config=settings)
     stage = settings["zero_optimization"]["stage"]
     check_private_parts(engine, stage)

@@ -12,10 +12,12 @@ are as large as the weights. Under ZeRO-0 nothing holds masters apart from the p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from models.placement import cast, local_slice
 from trainer.config.schema import StageConfig
 from trainer.config.tuning import Full
 from trainer.engine.tuning import ParameterGroup
@@ -27,27 +29,36 @@ def has_masters(config: StageConfig) -> bool:
     return isinstance(config.tune.language, Full) and engine.precision == "bf16" and engine.zero != "zero0"
 
 
-def narrow(groups: Sequence[ParameterGroup]) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Exact:
+    """fp32 elements of a flattened weight from `start` on: all of it, or this rank's share of a divided one."""
+
+    start: int
+    values: Tensor
+
+
+def narrow(groups: Sequence[ParameterGroup]) -> dict[str, Exact]:
     """Make trained weights bf16, in place.
 
     Returns:
         By name the exact weights, fp32, of those that bf16 does not hold: none of a model that was published in bf16.
     """
-    exact: dict[str, Tensor] = {}
+    exact: dict[str, Exact] = {}
     for group in groups:
         for name, parameter in zip(group.names, group.parameters, strict=True):
-            weight = parameter.data
-            parameter.data = weight.to(torch.bfloat16)
-            if not torch.equal(parameter.data.to(weight.dtype), weight):
-                exact[name] = weight
+            start, weight = local_slice(parameter)
+            cast(parameter, torch.bfloat16)
+            if not torch.equal(local_slice(parameter)[1].to(weight.dtype), weight):
+                exact[name] = Exact(start, weight)
     return exact
 
 
-def filler(exact: Mapping[str, Tensor]) -> Callable[[str, Sequence[tuple[str, int, Tensor]]], None]:
-    """What fills slices of weights from whole ones, as a checkpoint's reader does."""
+def filler(exact: Mapping[str, Exact]) -> Callable[[str, Sequence[tuple[str, int, Tensor]]], None]:
+    """What fills slices of weights from exact ones, as a checkpoint's reader does."""
 
     def fill(_: str, targets: Sequence[tuple[str, int, Tensor]]) -> None:
         for name, start, values in targets:
-            values.copy_(exact[name].reshape(-1)[start : start + values.numel()])
+            found = exact[name]
+            values.copy_(found.values[start - found.start :][: values.numel()])
 
     return fill

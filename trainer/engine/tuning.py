@@ -11,11 +11,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import nn
 
 from models.common.errors import InputError
+from models.placement import cast, gathered, share_of
 from models.vlm import VLM
 from trainer.config.tuning import Frozen, Full, Lora, TuningPlan
 from trainer.engine.adapter_start import load_adapter, parts_in
@@ -75,7 +77,7 @@ def apply_plan(vlm: VLM, plan: TuningPlan, *, seed: int) -> list[ParameterGroup]
             _freeze_unreached(vlm)
         learning = [(f"{part}.{name}", value) for name, value in module.named_parameters() if value.requires_grad]
         for _, value in learning:
-            value.data = value.data.to(torch.float32)
+            cast(value, torch.float32)
         groups += _groups(part, learning, tuning)
     return groups
 
@@ -169,12 +171,13 @@ def _freeze_unreached(vlm: VLM) -> None:
     """Freeze what the image features do not depend on: layers after the feature layer, poolers, final norms.
 
     No gradient would reach them, which the check for unused parameters would report as a mistake in the recipe. One
-    backward over a black image finds them.
+    backward over a black image finds them; for it a divided encoder is whole on every rank.
     """
-    vlm.vision.probe(vlm.image).backward()
-    for value in vlm.vision.parameters():
-        value.requires_grad_(value.requires_grad and value.grad is not None)
-        value.grad = None
+    with gathered(vlm.vision.parameters()):
+        vlm.vision.probe(vlm.image).backward()
+        for value in vlm.vision.parameters():
+            value.requires_grad_(value.requires_grad and value.grad is not None)
+            value.grad = None
 
 
 def add_adapters(part: nn.Module, tuning: Lora, seed: int) -> None:
@@ -194,6 +197,18 @@ def add_adapters(part: nn.Module, tuning: Lora, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, part, adapter_name=ADAPTER)
+    if tuning.dora:
+        _set_magnitudes(part)
+
+
+def _set_magnitudes(part: nn.Module) -> None:
+    """Compute DoRA's magnitudes of divided matrices, of which peft saw no values, each from the whole matrix."""
+    for module in part.modules():
+        layer: Any = module
+        bases = list(layer.get_base_layer().parameters()) if hasattr(layer, "lora_magnitude_vector") else []
+        if any(share_of(each) is not None for each in bases) and ADAPTER in layer.lora_magnitude_vector:
+            with gathered(bases):
+                layer.lora_variant[ADAPTER].init(layer, adapter_name=ADAPTER)
 
 
 def _groups(part: str, learning: list[tuple[str, nn.Parameter]], tuning: Full | Lora) -> list[ParameterGroup]:

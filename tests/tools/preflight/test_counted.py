@@ -16,7 +16,7 @@ from tests.support.shards import write_set
 from tests.support.training import vary
 from tests.support.wire import Wire
 from tests.trainer.engine.test_masters import NUM_WEIGHTS, build, micro_batches
-from tools.preflight.geometry import PartCount
+from tools.preflight.geometry import PartCount, count_parts
 from tools.preflight.memory import Storage, states, storage
 from tools.preflight.wire import traffic
 from trainer.config.recipe import Recipe
@@ -128,16 +128,15 @@ def test_a_step_moves_what_is_computed(tmp_path: Path) -> None:
     ]
     counted, expected = {}, {}
     for case, values, found in zip(cases, made, run_on_ranks(2, moved, made)[0], strict=True):
-        stage = Recipe.model_validate_json(json.dumps(values)).stage("lora")
-        counts = {
-            part: PartCount(int(found.get(f"{part}/frozen", 0)), int(found.get(f"{part}/trained", 0)))
-            for part in ("vision", "projector", "language")
-        }
+        parsed = Recipe.model_validate_json(json.dumps(values))
+        stage, counts = parsed.stage("lora"), count_parts(parsed.model, parsed.stage("lora").tune)
+        for part, count in counts.items():
+            assert (count.frozen, count.trained) == (found.get(f"{part}/frozen", 0), found.get(f"{part}/trained", 0))
         trained = sum(part.trained for part in counts.values())
         settings = all_gathered(DS_CONFIGS, f"{stage.engine.zero}.json")
         stored = storage(stage, settings, trained, 2)
         step = traffic(counts, stage, stored, load="full")
         for kind, computed in (("reduced", step.reduced), ("gathered", step.gathered)):
             counted[(*case, kind)], expected[(*case, kind)] = found[kind], computed
-    # Nobody gathers an encoder's layers above the feature layer: 11 % of so small a model, 0.2 % of one of 7B.
-    assert counted == pytest.approx(expected, rel=0.12)
+    # What is left over are sums of a few numbers, 56 bytes a micro-batch; a tiny model has few others.
+    assert counted == pytest.approx(expected, rel=0.02)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import trainer.checkpoint.manager as manager_module
+from tests.support.checkpoints import whole_fragments
 from tests.support.ranks import run_on_ranks
 from trainer.checkpoint.format import Fragment, fault_of, name_of, newest
 from trainer.checkpoint.manager import CheckpointManager
@@ -32,7 +33,7 @@ def weight_of(step: int) -> torch.Tensor:
 
 def begin(saver: CheckpointManager, step: int, weight: torch.Tensor | None = None) -> None:
     values = weight_of(step) if weight is None else weight
-    saver.begin(step, fragments=[Fragment("w", (4,), 0, values, {})], inherited={}, state={"step": step})
+    saver.begin(step, fragments=[Fragment("w", (4,), 0, values, {})], inherited=[], state={"step": step})
 
 
 def save(saver: CheckpointManager, step: int, spare: tuple[str, ...] = ()) -> str:
@@ -220,7 +221,9 @@ def save_with_a_fault(ranks: DistributedContext, root: Path) -> tuple[str, str]:
     faults = []
     for step in (1, 2):
         half = Fragment("w", (4,), 2 * ranks.rank, weight_of(step)[:2], {})
-        saver.begin(step, fragments=[half], inherited={"v": torch.ones(3)}, state={})
+        whole = whole_fragments({"v": torch.ones(3)}) if ranks.is_first else []
+        divided = Fragment("z", (3,), 2 * ranks.rank, torch.arange(3.0)[2 * ranks.rank :][:2], {})
+        saver.begin(step, fragments=[half], inherited=[*whole, divided], state={})
         faults.append(saver.finish())
         is_full.append(True)
     saver.close()
@@ -237,8 +240,10 @@ def test_ranks_commit_together_or_not_at_all(tmp_path: Path) -> None:
     reader = CheckpointReader.open(tmp_path / "step_000001")
     assert torch.equal(reader.weight("w"), weight_of(1))
     assert torch.equal(reader.weight("v"), torch.ones(3))
+    assert torch.equal(reader.weight("z"), torch.arange(3.0))
     assert [path.name for path in sorted(reader.directory.glob("*.safetensors"))] == [
         "given.safetensors",
+        "given_00001.safetensors",
         "rank_00000_of_00002.safetensors",
         "rank_00001_of_00002.safetensors",
     ]

@@ -16,6 +16,7 @@ import trainer.checkpoint.piecewise as piecewise
 import trainer.checkpoint.verify as verify
 from models.common.errors import InputError
 from models.common.source import sha256_of
+from tests.support.checkpoints import whole_fragments
 from tests.support.paths import REPOSITORY
 from trainer.checkpoint.format import Fragment, commit, fault_of, name_of, take_rank_shard
 from trainer.checkpoint.reader import CheckpointReader
@@ -54,7 +55,7 @@ def write(root: Path, world_size: int, cut: Any, step: int = 1) -> Path:
     temporary, files = root / ".step.tmp", dict[str, Any]()
     for rank in range(world_size):
         ranks = DistributedContext(rank, world_size)
-        inherited = {"frozen": torch.ones(3, dtype=torch.bfloat16)} if rank == 0 else {}
+        inherited = whole_fragments({"frozen": torch.ones(3, dtype=torch.bfloat16)}) if rank == 0 else []
         files |= take_rank_shard(cut(rank, world_size), inherited, ranks, {}).write(temporary)
     commit(temporary, root / name_of(step), {"consumed": {"steps": step}}, files)
     return root / name_of(step)

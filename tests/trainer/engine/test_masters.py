@@ -14,7 +14,7 @@ from trainer.config.schema import AdamW, EngineConfig, StageConfig
 from trainer.distributed.context import DistributedContext
 from trainer.engine import deepspeed_config
 from trainer.engine.engine import Engine, build_engine
-from trainer.engine.masters import filler, has_masters, narrow
+from trainer.engine.masters import Exact, filler, has_masters, narrow
 from trainer.engine.process_group import leave_distributed, start_distributed
 from trainer.engine.tuning import ParameterGroup
 from trainer.objectives.loss_sum import LossSum
@@ -41,7 +41,7 @@ class Layers(nn.Module):
 
 def build(
     ranks: DistributedContext, zero: str, *, masters: bool, num_micro_batches: int = 2
-) -> tuple[Engine, dict[str, Tensor]]:
+) -> tuple[Engine, dict[str, Exact]]:
     """The engine, and the weights that bf16 does not hold, which are its masters."""
     module: Any = Layers()
     names, parameters = zip(*module.named_parameters(), strict=True)
@@ -119,10 +119,10 @@ def measured(ranks: DistributedContext, zeros: tuple[str, ...]) -> dict[str, Any
     return found
 
 
-def _named(weights: Tensor) -> list[tuple[str, Tensor]]:
+def _named(weights: Tensor) -> list[tuple[str, Exact]]:
     """A vector of `whole` by the parameters' names."""
     names = sorted(name for name, _ in Layers().named_parameters())
-    return [(n, piece.reshape(WIDTH, WIDTH)) for n, piece in zip(names, weights.chunk(NUM_LAYERS), strict=True)]
+    return [(name, Exact(0, piece)) for name, piece in zip(names, weights.chunk(NUM_LAYERS), strict=True)]
 
 
 @pytest.fixture(scope="module")

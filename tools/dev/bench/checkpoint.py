@@ -138,7 +138,7 @@ def measure(engine: Engine, folder: Path, rounds: int) -> list[tuple[float, floa
 
 def _ours(engine: Engine, saver: CheckpointManager) -> tuple[float, float]:
     held_before_s, started_s = saver.blocked_s, time.monotonic()
-    saver.begin(1, fragments=engine.fragments(), inherited={}, state={})
+    saver.begin(1, fragments=engine.fragments(), inherited=[], state={})
     while not saver.is_written:  # here the loop continues training
         time.sleep(0.005)
     fault = saver.finish()

@@ -163,7 +163,7 @@ def _draw_run(folder: Path, num_layers: int) -> None:
         "consumed": {"steps": 1, "samples": 1, "tokens": 1, "draws": 1, "batches": 1},
     }
     saver = CheckpointManager(stage / "checkpoints", DistributedContext(), keep=1, token="bench")
-    saver.begin(1, fragments=list(_fragments(num_layers)), inherited={}, state=state)
+    saver.begin(1, fragments=list(_fragments(num_layers)), inherited=[], state=state)
     fault = saver.finish()
     if fault:
         raise InputError(f"{stage}: {fault}")

@@ -54,7 +54,7 @@ def write(folder: Path, zero: int, num_ranks: int, shapes: dict[str, tuple[int, 
         for name, start, numel in slices(zero, rank, num_ranks, shapes):
             values = pool[:numel]
             fragments.append(Fragment(name, shapes[name], start, values, dict.fromkeys(MOMENTS, values)))
-        files |= take_rank_shard(fragments, {}, DistributedContext(rank, num_ranks), {}).write(folder / "writing")
+        files |= take_rank_shard(fragments, [], DistributedContext(rank, num_ranks), {}).write(folder / "writing")
     commit(folder / "writing", folder / "step_000001", {"consumed": {"steps": 1}}, files)
     return folder / "step_000001"
 
