@@ -24,6 +24,7 @@ from data_pipeline.templates import Template
 from data_pipeline.tiles import fit_image, fit_to_budget
 from data_pipeline.tokens import Tokens
 from models.common.errors import InputError, single_line
+from models.patches import attention_pairs
 from models.spec import IGNORE_INDEX, ImageSpec
 
 ImageSizes = tuple[tuple[int, int], ...]
@@ -39,6 +40,8 @@ class Encoding(NamedTuple):
     """See `Encoded.image_sizes`."""
     num_shrunk: int
     """Number of images that got fewer tiles."""
+    patch_pairs: tuple[int, int]
+    """See `Encoded.patch_pairs`."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,9 @@ class Encoder:
         tiles = np.concatenate([nothing, *(each.tiles for each in fitted)])
         costs = [each.num_tokens for each in fitted]
         ids, labels = expand_images(ids, labels, self.tokens.image_token_id, costs)
-        return Encoding(ids, labels, tiles, tuple(each.size for each in fitted), num_shrunk)
+        sizes, grid = tuple(each.size for each in fitted), self.image.fit.grid
+        pairs = (0, 0) if grid is None else attention_pairs(grid, sizes)
+        return Encoding(ids, labels, tiles, sizes, num_shrunk, pairs)
 
     def _control_tokens_of(self, role: str) -> ControlTokens:
         return self._control_tokens_of_answers if role == "assistant" else self.control_tokens

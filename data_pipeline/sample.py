@@ -71,6 +71,8 @@ class Encoded(_Named):
     after it, which gives its rows and columns of patches."""
     num_shrunk: int = 0
     """Number of images that got fewer tiles because of `max_length`."""
+    patch_pairs: tuple[int, int] = (0, 0)
+    """At native resolution, pairs of patches of the same image, and of the same window: what attention costs."""
 
     @property
     def num_tokens(self) -> int:

@@ -13,7 +13,7 @@ shrunk to fit a smaller canvas: canvas and cost follow from its new size as for 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from data_pipeline import limits
 from data_pipeline.images import fit
 from data_pipeline.sample import TileArray
 from models.patches import in_blocks
-from models.spec import ImageSpec, NativeImage, PatchGrid, canvas_size, num_image_tokens
+from models.spec import ImageSizes, ImageSpec, NativeImage, PatchGrid, canvas_size, num_image_tokens
 
 
 def fit_tiles(image: Image.Image, spec: ImageSpec) -> TileArray:
@@ -55,6 +55,17 @@ def cut_patches(image: Image.Image, size: tuple[int, int], grid: PatchGrid) -> T
     rows, columns = grid.patches(height, width)
     side = grid.patch_size
     return in_blocks(pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2), grid.merge)
+
+
+def joined_patches(patches: TileArray, sizes: ImageSizes, grid: PatchGrid) -> Iterator[TileArray]:
+    """The images [height, width, 3] of the patches [P, S, S, 3] that `cut_patches` made: its inverse."""
+    start = 0
+    for height, width in sizes:
+        (rows, columns), merge = grid.patches(height, width), grid.merge
+        own = patches[start : start + rows * columns]
+        blocks = own.reshape(rows // merge, columns // merge, merge, merge, *own.shape[1:]).swapaxes(1, 2)
+        yield blocks.reshape(rows, columns, *own.shape[1:]).swapaxes(1, 2).reshape(height, width, 3)
+        start += rows * columns
 
 
 class FittedImage(NamedTuple):

@@ -56,6 +56,8 @@ def write_beams(
         repetition_penalty=1.0,
     )
     inputs = {name: tensor for name, tensor in inputs.items() if name != "position_ids"}  # made from the mask
+    if "image_grid_thw" in inputs:  # and from the places of images
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
     with evaluating(model):
         ids_BL = model.generate(**inputs, generation_config=config, **_until(cancel))
     yield from ids_BL[:, inputs["input_ids"].shape[1] :].T.tolist()

@@ -26,6 +26,8 @@ class KVCache(Protocol):
 
     lengths: list[int]
     """Of each row: how many of its tokens have been read."""
+    offsets: list[int]
+    """Of each row: what its next position is beyond that number; not 0 behind images with positions by row."""
 
     @property
     def can_join(self) -> bool:
@@ -61,6 +63,7 @@ class DynamicKVCache:
         from transformers import DynamicCache
 
         self.lengths: list[int] = []
+        self.offsets: list[int] = []
         self._model, self._cache = model, DynamicCache(config=model.config)
         self._mask_BL: Tensor | None = None
         """1 at each row's tokens, 0 at padding."""
@@ -96,17 +99,23 @@ class DynamicKVCache:
         inputs = dict(inputs)
         new_BT = inputs.pop("attention_mask")
         mask_BL = new_BT if self._mask_BL is None else torch.cat([self._mask_BL, new_BT], dim=1)
-        positions_BL = (mask_BL.cumsum(dim=-1) - 1).clamp(min=0)
-        inputs["position_ids"] = positions_BL[:, -new_BT.shape[1] :]
+        positions = inputs.get("position_ids")
+        if positions is None or positions.ndim == 2:
+            positions_BL = (mask_BL.cumsum(dim=-1) - 1).clamp(min=0)
+            inputs["position_ids"] = positions_BL[:, -new_BT.shape[1] :]
         logits_BV = self._forward(inputs, mask_BL)
         self._mask_BL, self.lengths = mask_BL, mask_BL.sum(dim=-1).tolist()
+        following = self.lengths
+        if positions is not None and positions.ndim == 3:
+            following = (positions.amax(dim=(0, 2)) + 1).tolist()
+        self.offsets = [place - length for place, length in zip(following, self.lengths, strict=True)]
         return logits_BV
 
     def step(self, ids_B: Tensor) -> Tensor:
         """See `KVCache`."""
         assert self._mask_BL is not None, "there are no rows"
         mask_BL = F.pad(self._mask_BL, (0, 1), value=1)
-        positions_B1 = torch.tensor(self.lengths, device=ids_B.device)[:, None]
+        positions_B1 = torch.tensor(next_positions(self), device=ids_B.device)[:, None]
         try:
             logits_BV = self._forward({"input_ids": ids_B[:, None], "position_ids": positions_B1}, mask_BL)
         except Exception:
@@ -119,6 +128,7 @@ class DynamicKVCache:
         """See `KVCache`."""
         if self._mask_BL is None:
             self._cache, self._mask_BL, self.lengths = newcomers._cache, newcomers._mask_BL, newcomers.lengths
+            self.offsets = newcomers.offsets
             return
         assert newcomers._mask_BL is not None, "newcomers have been read"
         assert self.can_join, "rows with a sliding window start together"
@@ -128,7 +138,7 @@ class DynamicKVCache:
             for pair, other in zip(self.layers(), newcomers.layers(), strict=True)
         ]
         self._replace(joined)
-        self.lengths = self.lengths + newcomers.lengths
+        self.lengths, self.offsets = self.lengths + newcomers.lengths, self.offsets + newcomers.offsets
         self._mask_BL = _mask(self.lengths, self._mask_BL.device, num_columns)
 
     def keep(self, rows: Sequence[int]) -> list[int]:
@@ -140,6 +150,7 @@ class DynamicKVCache:
         index = torch.tensor(rows, device=self._mask_BL.device)
         self._cache.batch_select_indices(index)
         self._mask_BL, self.lengths = self._mask_BL[index], [self.lengths[row] for row in rows]
+        self.offsets = [self.offsets[row] for row in rows]
         if self.can_join:
             self._cut(self._mask_BL.shape[1] - max(self.lengths))
         return list(rows)
@@ -149,6 +160,7 @@ class DynamicKVCache:
         from transformers import DynamicCache
 
         self._cache, self._mask_BL, self.lengths = DynamicCache(config=self._model.config), None, []
+        self.offsets = []
 
     def copy_row(self, row: int) -> DynamicKVCache:
         """See `KVCache`."""
@@ -167,7 +179,7 @@ class DynamicKVCache:
             cache._cache.update(keys, values, place)
         length = layers[0][0].shape[2]
         cache._mask_BL = torch.ones(1, length, dtype=torch.long, device=layers[0][0].device)
-        cache.lengths = [length]
+        cache.lengths, cache.offsets = [length], [0]
         return cache
 
     def beginning(self, num_tokens: int) -> DynamicKVCache:
@@ -191,6 +203,7 @@ class DynamicKVCache:
             cache._cache.update(keys, values, place)
             cache._mask_BL = _mask(lengths, keys.device)
         cache.lengths = lengths if any(lengths) else []
+        cache.offsets = [0] * len(cache.lengths)  # `read` finds the rows' own
         return cache
 
     def pack(self) -> None:
@@ -229,6 +242,11 @@ class DynamicKVCache:
         held = (layer for layer in self._cache.layers if layer.is_initialized)
         for layer, (keys, values) in zip(held, layers, strict=True):
             layer.keys, layer.values = keys, values
+
+
+def next_positions(cache: KVCache) -> list[int]:
+    """The position of each row's next token."""
+    return [length + offset for length, offset in zip(cache.lengths, cache.offsets, strict=True)]
 
 
 def _stacked(caches: Sequence[Tensor], num_columns: int) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.common.errors import InputError
 from models.vlm import VLM
 
 
@@ -44,23 +45,35 @@ class LiveModel(nn.Module):
         self._autocast = autocast
 
     def forward(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None, **options: Any
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        **options: Any,
     ) -> Any:
-        """The language model's output; `pixel_values` [N, C, S, S] are the rows' images in order.
-
-        Under AnyRes they are [N, T, C, S, S], and `image_sizes` [N, 2] gives each image's size, which determines how
-        many of the T tiles are real.
-        """
+        """The language model's output for a processor's: see `VLM.respond`."""
         if self.should_stop():
             raise InterruptedAnswerError
+        sizes = image_sizes if image_grid_thw is None else image_grid_thw
         with torch.autocast(input_ids.device.type, self._autocast, enabled=self._autocast != torch.float32):
-            return self.vlm.respond(input_ids, pixel_values, image_sizes, **options)
+            return self.vlm.respond(input_ids, pixel_values, sizes, **options)
 
     def generate(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None, **options: Any
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
-        """Token ids [B, L + N]: the prompt's L, then N new ones; `options` go to transformers' `generate`."""
+        """Token ids [B, L + N]: the prompt's L, then N new ones; `options` go to transformers' `generate`.
+
+        Raises InputError for a model whose positions are by row and column, which `generate` would not know here.
+        """
+        if image_grid_thw is not None:
+            raise InputError("a model of native resolution in training answers greedily: set num_beams: 1")
         with torch.autocast(input_ids.device.type, self._autocast, enabled=self._autocast != torch.float32):
-            embedded = self.vlm.embed_inputs(input_ids, pixel_values, image_sizes)
-            new_ids = self.vlm.language.generate(inputs_embeds=embedded, **options)
+            inputs = self.vlm.processed_inputs(input_ids, pixel_values, image_sizes)
+            new_ids = self.vlm.language.generate(**inputs, **options)
         return torch.cat([input_ids, new_ids], dim=1)

@@ -29,7 +29,6 @@ from eval.feature_cache import FeatureCache
 from eval.generation import evaluating, write_beams
 from eval.kept_chats import KeptChats
 from eval.kv_cache import DynamicKVCache, KVCache, is_fixable
-from eval.positions import check_positions
 from eval.prefill import PromptReader
 from eval.prompts import Prompt, PromptTooLongError, Query, encode, encode_answered
 from eval.speculative import Speculation, SpeculationGate, can_speculate, write_speculatively
@@ -72,7 +71,6 @@ class Predictor:
         is_fixed: bool = False,
         num_answers: int = 0,
     ) -> None:
-        check_positions(model)
         self.model, self.processor, self.device = model, processor, torch.device(device)
         self.manifest: Manifest | None = None
         """The bundle's manifest, where the model came from a bundle."""
@@ -190,8 +188,9 @@ class Predictor:
 
     def make_reader(self, feature_bytes: int, chat_bytes: int) -> PromptReader:
         """What reads prompts for a batch, with memories of so many bytes; 0 is without."""
-        # LLaVA-OneVision's features of an image depend on how many images a prompt has.
-        is_by_image = getattr(self.model.config, "model_type", "") != "llava_onevision"
+        # LLaVA-OneVision's features of an image depend on how many images a prompt has; those of Qwen-VL have levels.
+        config = self.model.config
+        is_by_image = getattr(config, "model_type", "") != "llava_onevision" and hasattr(config, "vision_feature_layer")
         has_features = feature_bytes > 0 and is_by_image and hasattr(self.model, "get_image_features")
         return PromptReader(
             self.model,

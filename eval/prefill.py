@@ -51,8 +51,9 @@ class PromptReader:
         """The prompts' keys and values, and the logits [G, V] after their last tokens."""
         known = [self.chats.find(prompt) if self.chats is not None else None for prompt in prompts]
         cache = DynamicKVCache.of_beginnings(self._model, known)
+        has_positions = any(prompt.positions_3L is not None for prompt in prompts)
         rest = [
-            Prompt(prompt.ids[begun.lengths[0] :], {}) if begun is not None else prompt
+            prompt.from_token(begun.lengths[0], has_positions=has_positions) if begun is not None else prompt
             for prompt, begun in zip(prompts, known, strict=True)
         ]
         logits_GV = cache.read(self.inputs(rest))

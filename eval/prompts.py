@@ -16,6 +16,7 @@ from itertools import takewhile
 from typing import Any, Literal
 
 import jinja2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -24,7 +25,8 @@ from data_pipeline import limits
 from data_pipeline.images import fit, to_rgb
 from data_pipeline.record import Turn
 from models.common.errors import InputError, single_line
-from models.spec import CropImage, ImageSpec, PadImage
+from models.patches import rope_positions
+from models.spec import CropImage, ImageSpec, PadImage, PatchGrid
 
 _LARGE_PIXELS = 1 << 24
 """Of an image, or of the square that it is padded to: more are not left to the processor."""
@@ -39,6 +41,9 @@ class PromptTooLongError(InputError):
 
 _PROBE = "\ue000"
 """Stands for a system text: a private character, which no template prints itself."""
+
+_GRIDS = "image_grid_thw"
+"""What a processor of native resolution calls the frames, rows and columns of each image's patches."""
 
 _SPOKEN = {"system": "system text", "user": "question", "assistant": "answer"}
 
@@ -104,16 +109,36 @@ class Prompt:
 
     ids: list[int]
     pixels: dict[str, torch.Tensor]
+    positions_3L: torch.Tensor | None = None
+    """Positions by time, row and column (M-RoPE), of a chat with images whose patches have such; None: 0, 1, 2, ..."""
 
     @cached_property
     def image_digests(self) -> tuple[bytes, ...]:
         """Of each image, a digest of its pixels: images with the same one have the same features."""
-        num_images = len(next(iter(self.pixels.values()), ()))
-        return tuple(_digest(self.image(place)) for place in range(num_images))
+        counted = self.pixels.get(_GRIDS, next(iter(self.pixels.values()), ()))
+        return tuple(_digest(self.image(place)) for place in range(len(counted)))
 
     def image(self, place: int) -> dict[str, torch.Tensor]:
         """The processor's tensors of one image."""
-        return {name: values[place : place + 1] for name, values in self.pixels.items()}
+        if _GRIDS not in self.pixels:
+            return {name: values[place : place + 1] for name, values in self.pixels.items()}
+        grids = self.pixels[_GRIDS]
+        patches = self.pixels["pixel_values"].split(grids.prod(dim=1).tolist())[place]
+        return {"pixel_values": patches, _GRIDS: grids[place : place + 1]}
+
+    def from_token(self, first: int, *, has_positions: bool) -> Prompt:
+        """The text from a token on, without images; `has_positions` where others in its batch have some by row."""
+        positions = self.positions_3L
+        if positions is None and has_positions:
+            positions = torch.arange(len(self.ids)).expand(3, -1)
+        return Prompt(self.ids[first:], {}, None if positions is None else positions[:, first:])
+
+    def with_ids(self, ids: list[int]) -> Prompt:
+        """The same images with another end of the text, at most one token longer."""
+        positions = self.positions_3L
+        if positions is not None:
+            positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)[:, : len(ids)]
+        return Prompt(ids, self.pixels, positions)
 
 
 def _digest(pixels: Mapping[str, torch.Tensor]) -> bytes:
@@ -161,13 +186,16 @@ def encode_answered(processor: Any, query: Query, answer: str, end_ids: frozense
     ids = prompt.ids[: len(prompt.ids) - (len(targets) - num_kept)]
     if not targets or targets[num_kept - 1] not in end_ids:
         ids, num_kept = [*ids, min(end_ids)], num_kept + 1
-    return Prompt(ids, prompt.pixels), num_kept
+    return prompt.with_ids(ids), num_kept
 
 
 def collate(
     prompts: Sequence[Prompt], *, pad_id: int, side: Literal["left", "right"], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Pad to the longest: input_ids, attention_mask and position_ids (B, L), and the images of all rows in order."""
+    """Pad to the longest: input_ids, attention_mask and position_ids (B, L), and the images of all rows in order.
+
+    With positions by time, row and column position_ids are (3, B, L).
+    """
     longest = max(len(prompt.ids) for prompt in prompts)
     ids, mask = [], []
     for prompt in prompts:
@@ -181,8 +209,22 @@ def collate(
         "attention_mask": mask_BL,
         "position_ids": (mask_BL.cumsum(dim=-1) - 1).clamp(min=0),
     }
+    if any(prompt.positions_3L is not None for prompt in prompts):
+        batch["position_ids"] = _by_row(prompts, longest, side)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     return batch | stack_pixels([prompt.pixels for prompt in prompts], device)
+
+
+def _by_row(prompts: Sequence[Prompt], longest: int, side: Literal["left", "right"]) -> torch.Tensor:
+    """Positions [3, B, L]; those of padding are 0."""
+    rows = []
+    for prompt in prompts:
+        positions_3L = prompt.positions_3L
+        if positions_3L is None:
+            positions_3L = torch.arange(len(prompt.ids)).expand(3, -1)
+        blank = longest - len(prompt.ids)
+        rows.append(F.pad(positions_3L, (blank, 0) if side == "left" else (0, blank)))
+    return torch.stack(rows, dim=1)
 
 
 def stack_pixels(pixels: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
@@ -257,8 +299,20 @@ def _encode(
         raise InputError("the chat spells one of the model's control tokens: leave it out") from error
     except jinja2.TemplateError as error:  # a template may refuse what it was not made for
         raise InputError(f"the model's chat template refuses this chat: {single_line(error)}") from error
-    pixels = {name: value for name, value in encoded.items() if name not in ("input_ids", "attention_mask")}
-    return Prompt(encoded["input_ids"][0].tolist(), pixels)
+    of_text = ("input_ids", "attention_mask", "mm_token_type_ids")
+    pixels = {name: value for name, value in encoded.items() if name not in of_text}
+    ids = encoded["input_ids"][0].tolist()
+    return Prompt(ids, pixels, _positions(processor, ids, pixels))
+
+
+def _positions(processor: Any, ids: list[int], pixels: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """M-RoPE's positions of a chat whose images have rows and columns of patches; None for another."""
+    if _GRIDS not in pixels:
+        return None
+    images = processor.image_processor
+    grid = PatchGrid(patch_size=int(images.patch_size), merge=int(images.merge_size))
+    sizes = [(rows * grid.patch_size, columns * grid.patch_size) for _, rows, columns in pixels[_GRIDS].tolist()]
+    return torch.from_numpy(rope_positions(np.array(ids) == processor.image_token_id, sizes, grid))
 
 
 def _affordable(image_processor: Any, image: Image.Image) -> Image.Image:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.kv_cache import DynamicKVCache
+from eval.kv_cache import DynamicKVCache, next_positions
 
 BLOCK = 256
 """The smallest slot; larger ones have 2, 4, 8, ... times as many positions, so that few graphs fit all lengths."""
@@ -38,12 +38,13 @@ class StaticKVCache:
 
     def __init__(self, model: Any, *, num_rows: int, total_positions: int, device: torch.device) -> None:
         self.lengths: list[int] = []
+        self.offsets: list[int] = []
         self.num_rows, self.total_positions = num_rows, total_positions
         self._model, self._device = model, device
         self._layers: list[_Slots] = []
         self._slot = 0
         self._ids_R1 = torch.zeros(num_rows, 1, dtype=torch.long, device=device)
-        self._lengths_R1 = torch.zeros_like(self._ids_R1)
+        self._lengths_R1, self._positions_R1 = torch.zeros_like(self._ids_R1), torch.zeros_like(self._ids_R1)
         self._graphs: dict[tuple[int, int], _Graph] = {}
 
     @property
@@ -76,7 +77,7 @@ class StaticKVCache:
         for slots, pair in zip(self._layers, newcomers.layers(), strict=True):
             for row, length in enumerate(newcomers.lengths):
                 slots.fill(first + row, *(each[row, :, each.shape[2] - length :] for each in pair))
-        self.lengths = self.lengths + newcomers.lengths
+        self.lengths, self.offsets = self.lengths + newcomers.lengths, self.offsets + newcomers.offsets
 
     def _arrange(self, slot: int) -> None:
         """Give slots another size; rows keep their tokens. Memory is taken before anything changes."""
@@ -94,7 +95,7 @@ class StaticKVCache:
             order[hole] = last.pop()
             for slots in self._layers:
                 slots.fill(hole, *slots.row(order[hole], self.lengths[order[hole]]))
-        self.lengths = [self.lengths[row] for row in order]
+        self.lengths, self.offsets = [self.lengths[row] for row in order], [self.offsets[row] for row in order]
         return order
 
     def copy_row(self, row: int) -> DynamicKVCache:
@@ -107,8 +108,9 @@ class StaticKVCache:
         """See `KVCache`. A step that failed has only written where the next one writes."""
         num_rows, size = len(self.lengths), self._batch_size(len(self.lengths))
         self._ids_R1[:num_rows, 0] = ids_B
-        padded = self.lengths + [0] * (self.num_rows - num_rows)
-        self._lengths_R1.copy_(torch.tensor(padded)[:, None], non_blocking=True)
+        blank = [0] * (self.num_rows - num_rows)
+        for buffer_R1, values in ((self._lengths_R1, self.lengths), (self._positions_R1, next_positions(self))):
+            buffer_R1.copy_(torch.tensor(values + blank)[:, None], non_blocking=True)
         logits_BV = self._forward(size) if self._device.type != "cuda" else self._replayed(size)
         self.lengths = [length + 1 for length in self.lengths]
         return logits_BV[:num_rows]
@@ -119,7 +121,7 @@ class StaticKVCache:
         seen_BS = torch.arange(self._slot, device=self._device) <= lengths_B1
         output = self._model(
             input_ids=self._ids_R1[:size],
-            position_ids=lengths_B1,
+            position_ids=self._positions_R1[:size],
             attention_mask=seen_BS[:, None, None, :],
             past_key_values=_as_cache([slots.of_step(lengths_B1) for slots in self._layers]),
             use_cache=True,

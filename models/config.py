@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from models.common.source import FindPart
 from models.encoders.base import Encoder, EncoderConfig
 from models.kinds import KindTable
 from models.languages.base import Language, LanguageConfig
@@ -56,6 +57,11 @@ class ModelSource(Config):
         @property
         def future(self) -> MtpConfig | None:
             """Heads for tokens beyond the next one."""
+
+    def found_by(self, find: FindPart) -> ModelSource:
+        """The same source, whose parts read config.json files as `find` gives them."""
+        del find  # each part is told when it is asked
+        return self
 
     @property
     def layout(self) -> Path | None:

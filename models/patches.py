@@ -50,6 +50,12 @@ class PatchPlan:
     weights_P4: Tensor | None
     """float32, the share of each."""
 
+    @property
+    def attention_pairs(self) -> tuple[int, int]:
+        """Pairs of patches of the same image, and of the same window; without windows the first number twice."""
+        whole = sum(length**2 for length in self.lengths)
+        return whole, sum(length**2 for length in self.window_lengths) if self.window_lengths else whole
+
     def to(self, device: torch.device) -> PatchPlan:
         """The same on a device; the copies do not wait for it."""
         moved: dict[str, Any] = {}
@@ -118,6 +124,14 @@ def _one_image(grid: PatchGrid, num_rows: int, num_columns: int) -> _OneImage:
         taps = (low[:, :, None] * grid.table_side + left[:, None, :]).reshape(-1, 4)
         weights = (low_share[:, :, None] * left_share[:, None, :]).reshape(-1, 4)
     return _OneImage(places, units, tuple(n * grid.merge**2 for n in lengths), taps, weights)
+
+
+def attention_pairs(grid: PatchGrid, sizes: ImageSizes) -> tuple[int, int]:
+    """`PatchPlan.attention_pairs` of images of the fitted `sizes`; nothing without any."""
+    found = [_one_image(grid, *grid.patches(*size)) for size in sizes]
+    whole = sum(len(each.places_P2) ** 2 for each in found)
+    windows = sum(length**2 for each in found for length in each.window_lengths)
+    return whole, windows if grid.window is not None else whole
 
 
 def in_blocks(values_RC: NDArray[Value], merge: int) -> NDArray[Value]:

@@ -23,7 +23,9 @@ class VisionShape:
     num_patches: int
     num_leading_tokens: int
     patch_inputs: int
-    """Values of a patch: 3 x side x side."""
+    """Values of a patch: 3 x side x side; at native resolution of two frames."""
+    patch_size: int
+    """The side, in pixels."""
 
     @property
     def num_tokens(self) -> int:
@@ -34,6 +36,11 @@ class VisionShape:
     def layer_weights(self) -> int:
         """Matrix elements that a token is multiplied with in one layer: q, k, v, o and the two of the MLP."""
         return 4 * self.width**2 + 2 * self.width * self.inner
+
+    @property
+    def inner_activations(self) -> int:
+        """Tensors of the inner width that autograd keeps of an MLP."""
+        return 2
 
     def attention_pairs(self, counts: Counts) -> float:
         """Pairs of positions that attend to each other, of all layers together."""
@@ -53,6 +60,11 @@ class PatchShape(VisionShape):
     def layer_weights(self) -> int:
         """See `VisionShape.layer_weights`."""
         return 4 * self.width**2 + (3 if self.is_gated else 2) * self.width * self.inner
+
+    @property
+    def inner_activations(self) -> int:
+        """See `VisionShape.inner_activations`."""
+        return 4 if self.is_gated else 2
 
     def attention_pairs(self, counts: Counts) -> float:
         """See `VisionShape.attention_pairs`."""
@@ -196,10 +208,10 @@ class Counts:
 
     @classmethod
     def of_sample(cls, tokens: float, targets: float, tiles: float) -> Counts:
-        """One sample alone, whose targets are its last positions."""
+        """One sample alone, whose targets are its last positions; patches are of one image without windows."""
         pairs = tokens * (tokens + 1) / 2
         others = tokens - targets
-        return cls(tokens, targets, tiles, pairs, pairs - others * (others + 1) / 2)
+        return cls(tokens, targets, tiles, pairs, pairs - others * (others + 1) / 2, tiles**2, tiles**2)
 
     def times(self, count: float) -> Counts:
         """So many of it."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.anyres import arrangement, shrink
+from models.anyres import arrangement, real_tiles, shrink
 from models.kept_features import KeptFeatures
 from models.patches import PatchPlan
 from models.spec import ImageSizes, ImageSpec
@@ -99,6 +99,13 @@ class VisionEncoder(nn.Module):
             feature_layer=self.feature_layer,
             num_skipped_tokens=self.num_skipped_tokens,
         ).eval()
+
+    @staticmethod
+    def from_processor(
+        pixel_values: Tensor, sizes: Tensor | None, spec: ImageSpec
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Tiles and (height, width) of each image, of a processor's output: see `VLM.respond`."""
+        return real_tiles(spec, pixel_values, sizes)
 
     @staticmethod
     def processor_pixels(pixels_TCHW: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.anyres import real_tiles
 from models.attention import Segments
 from models.decoder import Packed, packed_decoder
 from models.images import Images
@@ -148,24 +147,26 @@ class VLM(nn.Module):
         return inputs if position_ids is None else {**inputs, "position_ids": position_ids}
 
     def respond(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None, **options: Any
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, sizes: Tensor | None = None, **options: Any
     ) -> Any:
         """The language model's output for the output of a transformers processor; `options` go to it (cache, ...).
 
-        `pixel_values` [N, C, S, S] are the rows' images in order. Under AnyRes they are [N, T, C, S, S], and
-        `image_sizes` [N, 2] gives each image's size, which determines how many of the T tiles are real.
+        `pixel_values` [N, C, S, S] are the rows' images in order. Under AnyRes they are [N, T, C, S, S], and `sizes`
+        [N, 2] (the processor's `image_sizes`) gives each image's size, which determines how many of the T tiles are
+        real. At native resolution they are rows of patches, and `sizes` [N, 3] the processor's `image_grid_thw`.
         """
-        return self.language(inputs_embeds=self.embed_inputs(input_ids, pixel_values, image_sizes), **options)
+        inputs = self.processed_inputs(input_ids, pixel_values, sizes, options.pop("position_ids", None))
+        return self.language(**inputs, **options)
 
-    def embed_inputs(self, input_ids: Tensor, pixel_values: Tensor | None, image_sizes: Tensor | None) -> Tensor:
-        """The language model's input [B, L, D] for the output of a transformers processor."""
+    def processed_inputs(
+        self, input_ids: Tensor, pixel_values: Tensor | None, sizes: Tensor | None, position_ids: Tensor | None = None
+    ) -> dict[str, Any]:
+        """`decoder_inputs` for the output of a transformers processor: see `respond`."""
         if pixel_values is not None:
-            embedded_BLD: Tensor = self.decoder_inputs(input_ids, *real_tiles(self.image, pixel_values, image_sizes))[
-                "inputs_embeds"
-            ]
-            return embedded_BLD
-        embedded: Tensor = self.language.get_input_embeddings()(input_ids)
-        return embedded
+            pixels, found = self.vision.from_processor(pixel_values, sizes, self.image)
+            return self.decoder_inputs(input_ids, pixels, found, position_ids)
+        inputs = {"inputs_embeds": self.language.get_input_embeddings()(input_ids)}
+        return inputs if position_ids is None else {**inputs, "position_ids": position_ids}
 
     def _features_of(self, images: Images) -> ImageFeatures:
         return self._features(self.normalise(images.tiles_TSSC), images.sizes, images.plan)

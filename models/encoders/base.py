@@ -139,6 +139,7 @@ class EncoderConfig(Config, ABC):
             num_patches=(int(facts["image_size"]) // int(facts["patch_size"])) ** 2,
             num_leading_tokens=self.vision_class.num_leading_tokens,
             patch_inputs=3 * int(facts["patch_size"]) ** 2,
+            patch_size=int(facts["patch_size"]),
         )
 
     def _check_layer(self, num_layers: int | None) -> None:

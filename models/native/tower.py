@@ -94,6 +94,16 @@ class NativeTower(nn.Module):
         return NativeTower(without_mergers(type(self.model)(config)), self.grid).eval()
 
     @staticmethod
+    def from_processor(
+        pixel_values: Tensor, sizes: Tensor | None, spec: ImageSpec
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """See `VisionEncoder.from_processor`; of the two equal frames one is taken."""
+        assert sizes is not None, "the processor gives image_grid_thw"
+        side = spec.patch_size
+        pixels_PCSS = pixel_values.view(-1, 3, 2, side, side)[:, :, 0]
+        return pixels_PCSS, [(rows * side, columns * side) for _, rows, columns in sizes.tolist()]
+
+    @staticmethod
     def processor_pixels(pixels_PCSS: Tensor) -> Tensor:
         """Rows of two equal frames: see `VisionEncoder.processor_pixels`."""
         return _two_frames(pixels_PCSS).flatten(1)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, PrivateAttr
 
 from models.common.errors import InputError
 from models.common.source import FindPart, directory_of, read_part
@@ -47,35 +47,46 @@ class PublishedModel(ModelSource):
     max_image_tokens: PositiveInt | None = None
     """Of the largest."""
 
+    _finders: tuple[FindPart] = PrivateAttr(default=(read_part,))  # pydantic would bind a function as a method
+
+    def found_by(self, find: FindPart) -> PublishedModel:
+        """See `ModelSource.found_by`."""
+        copy = self.model_copy()
+        copy._finders = (find,)
+        return copy
+
+    @property
+    def _facts(self) -> PublishedFacts:
+        return read_published(self.path, self._finders[0])
+
+    @property
+    def _parts(self) -> Parts:
+        return _NATIVE if self._facts.family in NATIVE_FAMILIES else _SQUARES
+
     @property
     def vision(self) -> EncoderConfig:
         """Its tower, up to the layer whose states are the features."""
-        return self.vision_of(read_part)
-
-    def vision_of(self, find: FindPart) -> EncoderConfig:
-        """The same; `find` gives the config.json."""
-        return _parts(read_published(self.path, find)).vision(self, find)
+        return self._parts.vision(self, self._finders[0])
 
     @property
     def projector(self) -> ProjectorConfig:
         """Its projector."""
-        return _parts(read_published(self.path)).projector(path=self.path)
+        return self._parts.projector(path=self.path)
 
     @property
     def language(self) -> LanguageConfig:
         """Its language model, with tokenizer and chat template."""
-        return _parts(read_published(self.path)).language(path=self.path, load=self.load)
+        return self._parts.language(path=self.path, load=self.load)
 
     @property
     def image(self) -> ImageFit:
         """What its processor makes of an image."""
-        facts = read_published(self.path)
-        return _parts(facts).image(self, facts)
+        return self._parts.image(self, self._facts)
 
     @property
     def future(self) -> MtpConfig | None:
         """Heads for further tokens, in our own bundles."""
-        config: Any = read_published(self.path).config
+        config: Any = self._facts.config
         values = getattr(config, "future", None)
         if values is None:
             return None
@@ -143,7 +154,3 @@ class Parts(NamedTuple):
 
 _SQUARES = Parts(_squares, PublishedProjector, PublishedLanguage, _square_fit)
 _NATIVE = Parts(_patches, NativeProjector, NativeLanguage, _native_fit)
-
-
-def _parts(facts: PublishedFacts) -> Parts:
-    return _NATIVE if facts.family in NATIVE_FAMILIES else _SQUARES

@@ -67,7 +67,12 @@ def native_fit(facts: PublishedFacts, min_tokens: int | None, max_tokens: int | 
     Raises:
         InputError: it does not make what the tower takes, or a bound above the other.
     """
-    images, grid = open_published_processor(facts).image_processor, grid_of(facts)
+    grid = grid_of(facts)
+    if facts.directory is None and min_tokens is not None and max_tokens is not None:  # for estimates
+        return NativeImage(
+            grid=grid, min_pixels=min_tokens * grid.factor**2, max_pixels=max(min_tokens, max_tokens) * grid.factor**2
+        )
+    images = open_published_processor(facts).image_processor
     if int(images.resample) != BICUBIC or not images.do_resize or not images.do_normalize or not images.do_rescale:
         raise InputError(f"{facts.source}: its processor resizes by another filter than bicubic, or not at all")
     made = int(images.patch_size), int(images.merge_size), int(images.temporal_patch_size)
@@ -124,9 +129,17 @@ class NativeVision(PublishedVision):
             num_patches=1,
             num_leading_tokens=0,
             patch_inputs=3 * 2 * grid.patch_size**2,
+            patch_size=grid.patch_size,
             num_whole=num_layers if grid.window is None else len(tower.fullatt_block_indexes),
             is_gated=facts.family in _GATED,
         )
+
+    def without_weights(self, find: FindPart = read_part) -> Any:
+        """See `EncoderConfig.without_weights`; without the mergers, which are the projector's."""
+        from models.native.tower import without_mergers
+
+        facts = read_published(self.path, find)
+        return without_mergers(_tower_class(facts.family)(facts.config.vision_config))
 
     def load(self, dtype: torch.dtype) -> NativeTower:  # type: ignore[override]  # another module, of the same use
         """The tower in `dtype`, in evaluation mode."""

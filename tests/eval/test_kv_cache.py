@@ -122,11 +122,13 @@ def test_a_step_is_captured_and_replayed_on_the_models_own_device(monkeypatch: p
     for index in (0, 1, 0):
         cache: Any = StaticKVCache(None, num_rows=4, total_positions=4 * BLOCK, device=CPU)
         cache._device, cache._slot, cache.lengths = torch.device("cuda", index), BLOCK, [3, 5]
+        cache.offsets = [0, -2]  # an image of the second row has fewer positions than tokens
         cache._forward = lambda size: torch.zeros(size, 5)
         for _ in range(2):
             assert cache.step(torch.ones(2, dtype=torch.long)).shape == (2, 5)
         assert cache.lengths == [5, 7]
         assert cache._lengths_R1.flatten().tolist() == [4, 6, 0, 0]
+        assert cache._positions_R1.flatten().tolist() == [4, 4, 0, 0]
     assert cuda.captured_on == [0, 1, 0]
     assert cuda.replayed_on == [0, 0, 1, 1, 0, 0]
     assert cuda.current == 0

@@ -18,14 +18,19 @@ from tests.support.published import FAMILIES, make_published
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_answers_as_its_own_class_does(tmp_path: Path, caplog: pytest.LogCaptureFixture, family: str) -> None:
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_it_answers_as_its_own_class_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, family: str, num_beams: int
+) -> None:
     folder = make_published(tmp_path / family, family)
     with caplog.at_level(logging.WARNING):
         predictor = sightline.load(folder, device="cpu")
     assert f"{folder}: no sightline.json in it" in caplog.text
     assert predictor.manifest is None
     drawn = image("square", (90, 40))
-    answer = predictor.answer([Query((drawn,), (Turn("user", "What is it?"),))], Decoding(max_new_tokens=8))[0]
+    answer = predictor.answer(
+        [Query((drawn,), (Turn("user", "What is it?"),))], Decoding(max_new_tokens=8, num_beams=num_beams)
+    )[0]
     model, processor = open_model(folder, torch.device("cpu")), open_processor(folder)
     content = [{"type": "image", "image": drawn}, {"type": "text", "text": "What is it?"}]
     inputs = processor.apply_chat_template(
@@ -35,15 +40,17 @@ def test_it_answers_as_its_own_class_does(tmp_path: Path, caplog: pytest.LogCapt
         return_dict=True,
         return_tensors="pt",
     )
-    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, num_beams=num_beams)[
+        0, inputs["input_ids"].shape[1] :
+    ]
     assert answer == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def test_a_model_that_would_be_read_wrongly_is_refused(tmp_path: Path) -> None:
     folder = make_published(tmp_path / "llava")
     values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**values, "model_type": "qwen2_5_vl"}))
-    with pytest.raises(InputError, match="is not opened: its images keep their own size"):
+    (folder / "config.json").write_text(json.dumps({**values, "model_type": "qwen3_5"}))
+    with pytest.raises(InputError, match="is not opened: its layers are recurrent"):
         Predictor.open(folder, device="cpu")
 
 

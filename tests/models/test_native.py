@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipeline.batch import Batch, collate
 from data_pipeline.sample import Encoded, SampleRef
@@ -25,6 +26,10 @@ from models.spec import IGNORE_INDEX, NativeImage, PatchGrid
 from models.vlm import VLM
 from tests.support.native import MERGE, NATIVE, PATCH
 from tests.support.published import make_published, published
+from trainer.config.tuning import TuningPlan
+from trainer.flops.counts import count
+from trainer.flops.language import needed_flops
+from trainer.flops.shapes import model_shape
 from trainer.objectives.next_token import NextTokenLoss, pack
 
 GRIDS = ((4, 6), (18, 10), (8, 8), (2, 2), (2, 60))
@@ -76,6 +81,7 @@ class Pair:
     """Ours and the stock model over the same files."""
 
     def __init__(self, folder: Path, family: str) -> None:
+        self.family = family
         make_published(folder, family, tied=family == "qwen2_vl")
         self.source = published(folder)
         self.facts = read_metadata(self.source, 512)
@@ -238,3 +244,25 @@ def test_too_few_layers_for_the_levels_are_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match="2 levels of features"):
         published(folder).projector.build(32, 48)
+
+
+def test_its_cost_follows_from_patches(pair: Pair) -> None:
+    """Matrices by PyTorch's own count; pairs that attend, which it does not see on a CPU, by hand."""
+    shape = model_shape(pair.source)
+    batch = collate([tuple(pair.samples)], pair.facts.text)
+    counts = count([batch])
+    patches = [rows * columns for rows, columns in GRIDS]
+    assert counts.tiles == sum(patches)
+    assert counts.image_pairs == sum(number**2 for number in patches)
+    # Of windows of 4 x 4 patches: 4 x 6 has 2, 18 x 10 has 5 x 3, 8 x 8 has 4, 2 x 2 has one, 2 x 60 has 15.
+    assert counts.window_pairs == {
+        "qwen2_5_vl": (16**2 + 8**2) + (8 * 16**2 + 6 * 8**2 + 4**2) + 4 * 16**2 + 4**2 + 15 * 8**2
+    }.get(pair.family, counts.image_pairs)
+    parts = needed_flops(shape, TuningPlan(), replace(counts, image_pairs=0, window_pairs=0))
+    pair.vlm.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        pair.vlm._features_of(batch.images)
+    assert parts["vision"].forward + parts["projector"].forward == pytest.approx(counter.get_total_flops(), rel=0.01)
+    whole = needed_flops(shape, TuningPlan(), counts)["vision"].forward - parts["vision"].forward
+    width, num_whole = 32, {"qwen2_5_vl": 2}.get(pair.family, 4)
+    assert whole == 4 * width * (counts.image_pairs * num_whole + counts.window_pairs * (4 - num_whole))

@@ -7,7 +7,7 @@ Owns those checks. Samples come from the training pipeline's own encoder (`train
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.build import build_plan
@@ -92,7 +92,9 @@ def look_at_samples(
         return None
     total = Counts(0, 0, 0, 0, 0)
     for sample in found:
-        total += Counts.of_sample(sample.num_tokens, sample.num_targets, len(sample.tiles))
+        of_text = Counts.of_sample(sample.num_tokens, sample.num_targets, len(sample.tiles))
+        image_pairs, window_pairs = sample.patch_pairs
+        total += replace(of_text, image_pairs=image_pairs, window_pairs=window_pairs)
     blind = [part for part in ("vision", "projector") if not isinstance(getattr(stage.tune, part), Frozen)]
     if blind and not any(len(sample.tiles) for sample in found):
         report.fault(

@@ -40,6 +40,8 @@ _BASE: dict[str, Any] = {
 }
 _QWEN: dict[str, Any] = {"model_type": "qwen2", "vocab_size": 151936, "tie_word_embeddings": True}
 
+_QWEN_VL: dict[str, Any] = {"image_token_id": 151655, "video_token_id": 151656}
+
 KNOWN: dict[str, dict[str, Any]] = {
     "openai/clip-vit-large-patch14": _CLIP_L,
     "openai/clip-vit-large-patch14-336": {**_CLIP_L, "image_size": 336},
@@ -83,6 +85,52 @@ KNOWN: dict[str, dict[str, Any]] = {
         "num_attention_heads": 16,
         "num_key_value_heads": 2,
         "max_position_embeddings": 32768,
+    },
+    "Qwen/Qwen2.5-VL-3B-Instruct": {
+        **_QWEN_VL,
+        "model_type": "qwen2_5_vl",
+        "tie_word_embeddings": True,
+        "text_config": {
+            "vocab_size": 151936,
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128000,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 2048,
+        },
+    },
+    "Qwen/Qwen3-VL-4B-Instruct": {
+        **_QWEN_VL,
+        "model_type": "qwen3_vl",
+        "tie_word_embeddings": True,
+        "text_config": {
+            "vocab_size": 151936,
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 262144,
+            "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+        },
+        "vision_config": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "out_hidden_size": 2560,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
     },
     "openai-community/gpt2": {"model_type": "gpt2", "vocab_size": 50257},
     "HuggingFaceTB/SmolLM-135M-Instruct": {
@@ -146,10 +194,11 @@ def count_parts(model: ModelSource, plan: TuningPlan) -> dict[str, PartCount]:
 
     with torch.device("meta"):
         vision = model.vision.without_weights(find_part)
+        vision_width = model.vision.shape(find_part).width
         config = _config(dict(model.language.facts(find_part).config))
         decoder = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         width = decoder.config.hidden_size
-        projector = model.projector.build(vision.config.hidden_size, width, find_part)
+        projector = model.projector.build(vision_width, width, find_part)
         projector = with_newline(projector, model.image, width)
         mtp = build_heads(model.future, decoder.config) if model.future is not None else None
     return {

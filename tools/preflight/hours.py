@@ -64,9 +64,13 @@ def _tell_traffic(report: Report, step: Traffic, steps: int, hours: float) -> No
 
 def assumed_lengths(recipe: Recipe, name: str, shape: ModelShape) -> Lengths:
     """Without samples: every row of maximal length, half of its text targets, one image with the most tiles."""
-    side = math.isqrt(shape.vision.num_patches) * math.isqrt(shape.vision.patch_inputs // 3)
-    tiles, tokens = recipe.model.image.most_tiles(side), recipe.stage(name).data.max_length
-    targets = max(1, (tokens - tiles * shape.features_per_tile) // 2)
+    side = math.isqrt(shape.vision.num_patches) * shape.vision.patch_size
+    fit, tokens = recipe.model.image, recipe.stage(name).data.max_length
+    tiles, per_tile = fit.most_tiles(side), float(shape.features_per_tile)
+    if fit.grid is not None:
+        per_tile /= fit.grid.merge**2
+        tiles = min(tiles, int(tokens / per_tile))
+    targets = max(1, (tokens - int(tiles * per_tile)) // 2)
     return Lengths(Counts.of_sample(tokens, targets, tiles), tokens, "assumed: every sample of max_length")
 
 

@@ -5,6 +5,7 @@ Owns the order of the checks and the judgement of their numbers, which the neigh
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from models.build import ModelMetadata, check_tiles, read_metadata
@@ -41,7 +42,8 @@ class StageCheck:
     """The checks of one stage of a recipe."""
 
     def __init__(self, recipe: Recipe, name: str, machine: Machine, report: Report) -> None:
-        self._recipe, self._name, self._machine, self._report = recipe, name, machine, report
+        self._recipe = recipe.model_copy(update={"model": recipe.model.found_by(find_part)})
+        self._name, self._machine, self._report = name, machine, report
         self._stage = recipe.stage(name)
 
     def run(self) -> None:
@@ -101,10 +103,8 @@ class StageCheck:
         """Parameters by part; None where parts, or the names that the plan tunes them by, do not fit: a fault."""
         model = self._recipe.model
         try:
-            vision = model.vision.facts(find_part).config
-            size = int(vision.get("vision_config", vision)["image_size"])
             shape = model.vision.shape(find_part)
-            check_tiles(model, size)
+            check_tiles(model, math.isqrt(shape.num_patches) * shape.patch_size)
             model.projector.num_tokens(shape.num_patches + model.vision.num_extra_tokens)
             counts = count_parts(model, self._stage.tune)
             doubt = model.vision.size_doubt(find_part)
@@ -162,7 +162,8 @@ class StageCheck:
             return None
         page = Path(self._recipe.run) / "preflight" / f"{self._name}.html"
         lengths = look_at_samples(self._stage, held_out, facts, page, self._report)
-        is_tiled = facts.image.fit.is_tiled  # AnyRes drops padding, so that only a forward tells
+        # AnyRes drops padding, and images of native resolution have any number: only a forward tells.
+        is_tiled = facts.image.fit.is_tiled or facts.image.fit.grid is not None
         if not is_tiled:
             check_features(held_out, facts, shape.features_per_tile, self._report)
         if sum(part.frozen + part.trained for part in counts.values()) <= SMALL_PARAMETERS:

@@ -13,7 +13,7 @@ import base64
 import html
 import io
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.record import Record, Turn, read_record
 from data_pipeline.sample import TileArray, TokenArray
 from data_pipeline.templates import build_template
-from data_pipeline.tiles import fit_tiles
+from data_pipeline.tiles import fit_tiles, joined_patches
 from data_pipeline.tokens import Tokens
 from models.common.errors import InputError
 from models.common.files import write_text
@@ -101,7 +101,7 @@ def render_tokens(encoder: Encoder, tokenizer: Any) -> Render:
     """Every token as the training pipeline's encoder makes it, named by the tokenizer."""
 
     def render(record: Record) -> Shown:
-        ids, labels, tiles, sizes, _ = encoder.encode_record(record)
+        ids, labels, tiles, sizes, *_ = encoder.encode_record(record)
         num_image = int(np.count_nonzero(ids == encoder.tokens.image_token_id))
         num_learnt = int(np.count_nonzero(labels != IGNORE_INDEX))
         figures = f"{len(ids)} tokens, {num_image} of them image, {num_learnt} learnt; {len(tiles)} tiles"
@@ -182,7 +182,10 @@ def _article(index: ShardIndex, render: Render, place: int) -> str:
 
 
 def _images(tiles: TileArray, sizes: ImageSizes, spec: ImageSpec) -> Iterator[str]:
-    """Each image's square and, under AnyRes, its tiles as they lie on the canvas."""
+    """Each image's square and, under AnyRes, its tiles as they lie on the canvas; of patches the image."""
+    if spec.fit.grid is not None:
+        yield from _tile_images(joined_patches(tiles, sizes, spec.fit.grid))
+        return
     images = _tile_images(tiles)
     for height, width in sizes:
         yield next(images)
@@ -192,7 +195,7 @@ def _images(tiles: TileArray, sizes: ImageSizes, spec: ImageSpec) -> Iterator[st
             yield f'<div class="tiles" style="grid-template-columns: repeat({across}, 1fr)">{grid}</div>'
 
 
-def _tile_images(tiles: TileArray) -> Iterator[str]:
+def _tile_images(tiles: Iterable[TileArray]) -> Iterator[str]:
     for number, tile in enumerate(tiles):
         stream = io.BytesIO()
         Image.fromarray(tile).save(stream, "PNG")

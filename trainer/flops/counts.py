@@ -19,7 +19,9 @@ def count(batches: Sequence[Batch]) -> Counts:
         pairs_BL = (batch.tokens.position_ids_BL + 1) * (batch.tokens.segment_ids_BL > 0)
         target_pairs = int(pairs_BL[batch.tokens.targets_BL != IGNORE_INDEX].sum())
         tiles = batch.images.tiles_TSSC.shape[0]
-        total += Counts(batch.num_tokens, batch.num_targets, tiles, int(pairs_BL.sum()), target_pairs)
+        plan = batch.images.plan if tiles else None
+        of_images = (0, 0) if plan is None else plan.attention_pairs
+        total += Counts(batch.num_tokens, batch.num_targets, tiles, int(pairs_BL.sum()), target_pairs, *of_images)
     return total
 
 
@@ -30,5 +32,6 @@ def count_rows(rows: Sequence[Row]) -> Counts:
         # A target at place i of the labels is predicted at i - 1, which sees i positions.
         places = np.flatnonzero(sample.labels[1:] != IGNORE_INDEX) + 1
         length = sample.num_tokens
-        total += Counts(length, len(places), len(sample.tiles), length * (length + 1) // 2, int(places.sum()))
+        pairs = length * (length + 1) // 2
+        total += Counts(length, len(places), len(sample.tiles), pairs, int(places.sum()), *sample.patch_pairs)
     return total

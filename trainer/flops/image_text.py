@@ -41,7 +41,7 @@ def pair_flops(
     if "itg" in losses:
         vocabulary = 2 * (words - pairs) * shape.width * (shape.width + shape.vocabulary)
         total += both + _learnt(vocabulary)
-    return {"vision": vision_flops(vision, counts.tiles, vision_learns), "projector": total}
+    return {"vision": vision_flops(vision, counts, vision_learns), "projector": total}
 
 
 def _seeing(shape: PairShape, pairs: float) -> PartFlops:

@@ -26,7 +26,7 @@ def needed_flops(shape: ModelShape, plan: TuningPlan, counts: Counts) -> dict[st
     vision_learns = not isinstance(plan.vision, Frozen)
     below = vision_learns or not isinstance(plan.projector, Frozen)
     parts = {
-        "vision": vision_flops(shape.vision, counts.tiles, vision_learns),
+        "vision": vision_flops(shape.vision, counts, vision_learns),
         "projector": _projector(
             shape.projector,
             counts.tiles * shape.features_per_tile,
@@ -42,11 +42,14 @@ def needed_flops(shape: ModelShape, plan: TuningPlan, counts: Counts) -> dict[st
     return parts
 
 
-def vision_flops(shape: VisionShape, tiles: float, learns: bool) -> PartFlops:
-    """Attention is not causal; its backward costs twice its forward. Pixels need no gradient."""
-    patches = 2 * tiles * shape.num_patches * shape.patch_inputs * shape.width
-    linear = 2 * tiles * shape.num_tokens * shape.layer_weights * shape.num_layers
-    attention = 4 * tiles * shape.num_tokens**2 * shape.width * shape.num_layers
+def vision_flops(shape: VisionShape, counts: Counts, learns: bool) -> PartFlops:
+    """Attention is not causal; its backward costs twice its forward. Pixels need no gradient.
+
+    At native resolution a tile is a patch.
+    """
+    patches = 2 * counts.tiles * shape.num_patches * shape.patch_inputs * shape.width
+    linear = 2 * counts.tiles * shape.num_tokens * shape.layer_weights * shape.num_layers
+    attention = 4 * shape.attention_pairs(counts) * shape.width
     if not learns:
         return PartFlops(patches + linear + attention)
     return PartFlops(patches + linear + attention, linear + 2 * attention, patches + linear)

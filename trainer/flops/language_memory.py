@@ -72,5 +72,5 @@ def layer_bytes(shape: LanguageShape, tuning: Frozen | Full | Lora, tokens: floa
 
 def vision_bytes(shape: VisionShape, tiles: float, element: int) -> float:
     """Bytes of a trained encoder: a layer's norms, attention, linears' inputs and activation."""
-    per_token = (8 * shape.width + 2 * shape.inner) * element + 4 * FP32
+    per_token = (8 * shape.width + shape.inner_activations * shape.inner) * element + 4 * FP32
     return tiles * shape.num_tokens * per_token * shape.num_layers
