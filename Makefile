@@ -25,7 +25,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart families photos demo test test-fast test-gpu test-versions coverage docs docs-links dist checks format bench-data bench-step bench-train bench-gpu bench-checkpoint bench-merge bench-large bench-decode bench-eval bench-engine bench-scale bench-serve chaos environments open-clip clean
+.PHONY: quickstart families photos demo test test-fast test-gpu test-versions coverage docs docs-links dist checks format bench-data bench-step bench-train bench-gpu bench-checkpoint bench-merge bench-large bench-decode bench-eval bench-engine bench-scale bench-serve chaos environments lmms open-clip clean
 
 quickstart: $(READY)
 	@find $(TORCH_EXTENSIONS_DIR) -name lock -delete 2>/dev/null || true
@@ -138,6 +138,17 @@ chaos: $(READY)
 # Bundles made with torchvision and without it, on a CPU with AVX512-BF16 and on one without: two environments, an hour.
 environments: $(READY)
 	$(BIN)/python -m tests.support.environments
+
+# lmms-eval with its own tasks, in an environment of its own, asks a bundle through our entry point. lmms-eval 0.7.3 pins
+# wandb below what constraints.txt has, and brings a torchvision that a CPU's torch cannot load: neither is needed.
+# WHEELS=DIR: a folder with a torch to take, such as a CPU's.
+lmms: $(READY)
+	rm -rf build/lmms && mkdir -p build && $(PYTHON) -m venv build/lmms
+	build/lmms/bin/python -m pip install --quiet $(if $(WHEELS),--find-links $(WHEELS)) \
+		torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)') 'lmms-eval>=0.7.3' 'transformers>=5.23,<6'
+	build/lmms/bin/python -m pip uninstall --quiet --yes torchvision
+	build/lmms/bin/python -m pip install --quiet --no-deps .
+	SIGHTLINE_LMMS=$(CURDIR)/build/lmms/bin/python $(BIN)/python -m pytest -q -n0 tests/eval/test_lmms_end_to_end.py
 
 # open_clip in a separate folder, to compare its features with ours: with a CPU's torch the torchvision that it
 # brings cannot be loaded, and transformers would try to.

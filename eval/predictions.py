@@ -1,7 +1,7 @@
 """Predictions that were made elsewhere: their files as entries, and which answer belongs to which row.
 
     LLaVA           JSONL of {question_id, text}
-    lmms-eval       samples, JSONL of {doc_id, doc, filtered_resps}: joined by the doc's own fields
+    lmms-eval       samples, JSONL of {doc_id, filtered_resps, input}; joined by `doc`'s own fields where it is there
     VLMEvalKit      table (xlsx, TSV, CSV) with `prediction`
     COCO            list of {image_id, caption}
     DocVQA          list of {questionId, answer}
@@ -13,12 +13,13 @@ Owns those forms. Does not own what is right (`eval.benchmarks`). A row without 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.fields import find
-from eval.benchmarks.row import Row
+from eval.benchmarks.row import PLACE, Row
 from eval.benchmarks.spec import Benchmark
 from eval.benchmarks.tables import is_table, read_table
 from eval.entries import read_json
@@ -28,6 +29,9 @@ ALONE = ("prediction", "response", "pred_answer", "pred")
 """Where the answer stands in entries that have the question and its truth as well."""
 BESIDE = (*ALONE, "text", "caption", "answer")
 """Where it stands in files of answers alone."""
+ASKED = "#asked"
+"""The field of entries that know no more than what was asked."""
+_PICTURE = re.compile(r"<image( \d+)?>")
 
 
 def read_predictions(file: str, benchmark: Benchmark) -> tuple[list[dict[str, Any]], str]:
@@ -35,7 +39,7 @@ def read_predictions(file: str, benchmark: Benchmark) -> tuple[list[dict[str, An
     if is_table(file):
         return read_table(file, benchmark.files.columns)
     value, digest = read_json(Path(file))
-    if isinstance(value, dict) and find(value, _names(benchmark, BESIDE)) is not None:
+    if isinstance(value, dict) and ("filtered_resps" in value or find(value, _names(benchmark, BESIDE)) is not None):
         value = [value]
     elif isinstance(value, dict) and not all(isinstance(each, dict) for each in value.values()):
         value = next((each for each in value.values() if isinstance(each, list)), None) or [
@@ -51,13 +55,20 @@ def read_predictions(file: str, benchmark: Benchmark) -> tuple[list[dict[str, An
 def _flat(entry: dict[str, Any]) -> dict[str, Any]:
     """lmms-eval's and our own samples hold the question's entry inside."""
     if isinstance(entry.get("doc"), dict):
-        answers = entry.get("filtered_resps") or entry.get("resps")
-        while isinstance(answers, list) and answers:
-            answers = answers[0]
-        return {**entry["doc"], "prediction": answers}
+        answers = _first(entry.get("filtered_resps") or entry.get("resps"))
+        place = {PLACE: entry["doc_id"]} if isinstance(entry.get("doc_id"), int) else {}
+        return {**place, **entry["doc"], "prediction": answers}
+    if isinstance(entry.get("doc_id"), int) and "filtered_resps" in entry:
+        return {PLACE: entry["doc_id"], "prediction": _first(entry["filtered_resps"]), ASKED: entry.get("input")}
     if isinstance(entry.get("row"), dict):
         return {**entry["row"], "prediction": entry.get("answer")}
     return entry
+
+
+def _first(answers: Any) -> Any:
+    while isinstance(answers, list) and answers:
+        answers = answers[0]
+    return answers
 
 
 def _names(benchmark: Benchmark, names: Sequence[str]) -> str:
@@ -82,6 +93,8 @@ def answers_to(rows: Sequence[Row], entries: Sequence[dict[str, Any]], benchmark
     Raises:
         InputError: a row without an answer, two answers to one row, or another number of entries than of rows.
     """
+    if entries and all(ASKED in entry for entry in entries):
+        return _by_place(rows, entries, benchmark, where)
     keys = [tuple(_text(find(entry, name)) for name in benchmark.key) for entry in entries]
     if benchmark.form.rule == "captions":
         keys = [(_text(find(entry, "image_id|id")),) for entry in entries]
@@ -110,6 +123,32 @@ def _by_key(
     if count > len(rows):
         raise InputError(f"{where} has {count} answers to {len(rows)} questions: is it another split's?")
     return [answer_in(by_key[row.key], benchmark, BESIDE, where) for row in rows]
+
+
+def _by_place(rows: Sequence[Row], entries: Sequence[dict[str, Any]], benchmark: Benchmark, where: str) -> list[str]:
+    """lmms-eval's samples without their docs: by `doc_id`, where what was asked holds the question at that place."""
+    by_place = {entry[PLACE]: entry for entry in entries}
+    if len(by_place) < len(entries):
+        raise InputError(f"{where}: {len(entries) - len(by_place)} questions are answered twice")
+    if set(by_place) != set(range(len(rows))):
+        raise InputError(f"{where} has answers to {len(entries)} documents, and there are {len(rows)} questions")
+    found = [by_place[place] for place in range(len(rows))]
+    others = [row for row, entry in zip(rows, found, strict=True) if not _is_asked(row, entry[ASKED], benchmark)]
+    if others:
+        raise InputError(
+            f"{where}: {len(others)} of {len(rows)} documents ask something else than the questions, the first at "
+            f"{others[0].name}: is it another table, or another order?"
+        )
+    return [answer_in(entry, benchmark, BESIDE, where) for entry in found]
+
+
+def _is_asked(row: Row, asked: Any, benchmark: Benchmark) -> bool:
+    """lmms-eval changes the case of some questions, takes what `replace` names out, and writes MMMU's pictures anew."""
+    question = row.question
+    for old, new in benchmark.form_of(row.fields).replace.items():
+        question = question.replace(old, new)
+    said, meant = (_PICTURE.sub("", text).lower() for text in (str(asked), question))
+    return not isinstance(asked, str) or " ".join(meant.split()) in " ".join(said.split())
 
 
 def _text(value: Any) -> str:

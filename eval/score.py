@@ -106,7 +106,7 @@ def _own(name: str, files: tuple[str, ...]) -> tuple[Mapping[str, Any] | None, t
 
 def _rows_and_answers(benchmark: Benchmark, sources: Sources) -> tuple[Any, list[str]]:
     from eval.benchmarks.rows import read_rows, rows_of
-    from eval.predictions import ALONE, answer_in, answers_to, read_predictions
+    from eval.predictions import ALONE, ASKED, answer_in, answers_to, read_predictions
 
     where = " and ".join(sources.predictions)
     entries: list[dict[str, Any]] = []
@@ -117,6 +117,8 @@ def _rows_and_answers(benchmark: Benchmark, sources: Sources) -> tuple[Any, list
     if sources.questions:
         rows = read_rows(benchmark, sources.questions, sources.annotations)
         return rows, answers_to(rows.rows, entries, benchmark, where)
+    if any(ASKED in entry for entry in entries):
+        raise InputError(f"{where} holds no questions: give the benchmark's own files with --questions")
     rows = rows_of(benchmark, entries, where, {})
     return rows, [answer_in(dict(row.fields), benchmark, ALONE, where) for row in rows.rows]
 

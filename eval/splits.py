@@ -37,6 +37,8 @@ class CaptionSample:
     image_id: ImageId
     file_name: str | None
     captions: tuple[str, ...]
+    domain: str | None = None
+    """NoCaps': in, near or out of the domain of COCO's captions."""
 
 
 @dataclass(frozen=True)
@@ -203,12 +205,14 @@ def read_captions(path: Path) -> Captions:
 def _coco_samples(path: Path, value: dict[str, Any]) -> list[CaptionSample]:
     ids: dict[str, ImageId] = {}
     names: dict[ImageId, str | None] = {}
+    domains: dict[ImageId, str] = {}
     for image in value.get("images", []):
         image_id, name = parse(path, image, lambda image: (id_of(image, "id"), file_name_of(image)))
         if str(image_id) in ids:
             raise InputError(f"{path} holds image {image_id} twice")
         ids[str(image_id)] = image_id
         names[image_id] = name
+        domains |= {image_id: str(image["domain"])} if image.get("domain") is not None else {}
     captions: dict[ImageId, list[str]] = {image_id: [] for image_id in names}
     for record in value["annotations"]:
         image_id, caption = parse(path, record, lambda record: (id_of(record, "image_id"), text_of(record, "caption")))
@@ -218,7 +222,10 @@ def _coco_samples(path: Path, value: dict[str, Any]) -> list[CaptionSample]:
     bare = [image_id for image_id, texts in captions.items() if not texts]
     if bare:
         raise InputError(f"{path}: {len(bare)} images have no caption, the first is image {bare[0]}")
-    return [CaptionSample(image_id, names.get(image_id), tuple(texts)) for image_id, texts in captions.items()]
+    return [
+        CaptionSample(image_id, names.get(image_id), tuple(texts), domains.get(image_id))
+        for image_id, texts in captions.items()
+    ]
 
 
 def _listed_samples(path: Path, records: list[Any]) -> list[CaptionSample]:

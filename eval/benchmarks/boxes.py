@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from eval.benchmarks.row import NOTHING, Parsed, Row
+from models.common.errors import InputError
 
 Box = tuple[float, float, float, float]
 
@@ -40,6 +41,8 @@ def _is_alone(answer: str) -> bool:
 
 
 def _sides(row: Row) -> tuple[float, float]:
+    if row.fields.get("width") is None or row.fields.get("height") is None:
+        raise InputError(f"question {row.name}: its picture's width and height are needed for a box of this scale")
     return float(row.fields["width"]), float(row.fields["height"])
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from eval.benchmarks.fields import find
 from eval.benchmarks.row import Row
 from models.spec import Config
 
@@ -35,9 +36,9 @@ class Scored:
     said_yes: Floats
 
     def field(self, name: str, place: int) -> Any:
-        """A field of the row at `place`; `picture` is its picture."""
+        """A field of the row at `place`, named as in `eval.benchmarks.fields`; `picture` is its picture."""
         row = self.rows[place]
-        return row.picture if name == "picture" else row.fields.get(name)
+        return row.picture if name == "picture" else find(row.fields, name)
 
 
 class FigureConfig(Config, ABC):

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+PLACE = "#"
+"""As a key: the row's place in its files, counted from 0, where a file has no id of its own."""
+
 How = Literal["exact", "extracted", "none"]
 """How a value was found: the answer is it, it was found in the answer, or nothing was found there."""
 

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from eval.benchmarks.fields import filled, find, needed
-from eval.benchmarks.row import Row
+from eval.benchmarks.fields import EMPTY, filled, find, needed
+from eval.benchmarks.row import PLACE, Row
 from eval.benchmarks.spec import Benchmark
 from eval.benchmarks.tables import base64_picture, is_table, read_table
 from eval.entries import WrongValueError, parse, read_json
@@ -40,7 +40,7 @@ def read_rows(benchmark: Benchmark, files: Sequence[str], annotations: str | Non
     Raises:
         InputError: a file is missing or of another format, a row lacks a field, or a key occurs twice.
     """
-    if benchmark.form.rule == "captions":
+    if benchmark.form.rule == "captions" and not any(map(is_table, files)):
         return _captions(benchmark, files)
     entries: list[dict[str, Any]] = []
     digests: dict[str, str] = {}
@@ -126,10 +126,11 @@ def _exploded(benchmark: Benchmark, entry: dict[str, Any]) -> list[dict[str, Any
 
 
 def _row(benchmark: Benchmark, place: int, entry: dict[str, Any]) -> Row:
-    fields = {**entry, **_derived(benchmark, entry)}
+    split = {name: str(entry[name]).split(",") for name in benchmark.files.lists if isinstance(entry.get(name), str)}
+    fields = {**entry, **split, **_derived(benchmark, entry)}
     options = _options(benchmark, fields)
-    key = tuple(str(needed(fields, name)) for name in benchmark.key) or (str(place),)
-    question = find(fields, benchmark.question)
+    key = tuple(str(needed({**fields, PLACE: place}, name)) for name in benchmark.key) or (str(place),)
+    question = benchmark.question if benchmark.form.rule == "captions" else find(fields, benchmark.question)
     return Row(
         key=key,
         question="" if question is None else str(question),
@@ -161,7 +162,7 @@ def _options(benchmark: Benchmark, fields: dict[str, Any]) -> dict[str, str]:
     if isinstance(texts, str):
         texts = _literal(texts)
     if texts is None and choices.fields:
-        texts = [fields[name] for name in choices.fields if fields.get(name) not in (None, "", "nan")]
+        texts = [fields[name] for name in choices.fields if fields.get(name) not in (None, *EMPTY)]
     if not texts and choices.count is not None:
         texts = [""] * int(find(fields, choices.count) or 0)
     return dict(zip(LETTERS, map(str, texts or []), strict=False))
@@ -178,6 +179,8 @@ def _literal(text: str) -> Any:
 
 def _truth(benchmark: Benchmark, fields: dict[str, Any], options: Mapping[str, str]) -> Any:
     value = (find if benchmark.is_judged else needed)(fields, benchmark.truth)
+    if benchmark.form.rule == "captions":
+        return [str(text) for text in (value if isinstance(value, list) else [value])]
     if benchmark.truth_entry is not None and isinstance(value, list):
         return [each[benchmark.truth_entry] if isinstance(each, Mapping) else each for each in value]
     if benchmark.truth_is_place and str(value).isdigit():
@@ -206,7 +209,13 @@ def _captions(benchmark: Benchmark, files: Sequence[str]) -> Rows:
         split = read_captions(Path(file))
         digests[PurePosixPath(file).name] = split.digests["captions"]
         rows += [
-            Row((str(each.image_id),), benchmark.question, list(each.captions), each.file_name or each.image_id)
+            Row(
+                key=(str(each.image_id),),
+                question=benchmark.question,
+                truth=list(each.captions),
+                picture=each.file_name or each.image_id,
+                fields={"image_id": each.image_id, "captions": list(each.captions), "domain": each.domain},
+            )
             for each in split.samples
         ]
     return Rows(tuple(rows), digests, 0)

@@ -12,6 +12,7 @@ from typing import Any
 from eval import vqa
 from eval.benchmarks import boxes, mmmu
 from eval.benchmarks.distance import edit_distance
+from eval.benchmarks.fields import find
 from eval.benchmarks.row import Row
 
 Rule = Callable[[Any, Row], float]
@@ -82,7 +83,7 @@ def _similarity(value: str, truth: str) -> float:
 
 def contains(value: str, row: Row) -> float:
     """OCRBench's: a truth stands in the answer, in lower case; for HME100k without blanks and as it is written."""
-    if str(row.fields.get("dataset_name", "")).startswith("HME100k"):
+    if str(find(row.fields, "dataset_name|dataset")).startswith("HME100k"):
         squeezed = value.strip().replace("\n", " ").replace(" ", "")
         return float(any(truth.strip().replace("\n", " ").replace(" ", "") in squeezed for truth in truths(row)))
     text = value.lower().strip().replace("\n", " ")

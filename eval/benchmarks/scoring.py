@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.benchmarks.fields import find
 from eval.benchmarks.figures import Scored
 from eval.benchmarks.parsers import Parser, make_parser
 from eval.benchmarks.resampling import Figures
@@ -146,8 +147,13 @@ def scored_rows(benchmark: Benchmark, rows: Sequence[Row], answers: Sequence[str
 def clusters_of(benchmark: Benchmark, rows: Sequence[Row]) -> list[Hashable]:
     """What each row is drawn together with: the fields `cluster`, else its picture, else its key."""
     if benchmark.cluster:
-        return [tuple(str(row.fields.get(name)) for name in benchmark.cluster) for row in rows]
-    return [picture_name(row) or ("", *row.key) for row in rows]
+        return [tuple(str(find(row.fields, name)) for name in benchmark.cluster) for row in rows]
+    return [_identity(row) or ("", *row.key) for row in rows]
+
+
+def _identity(row: Row) -> str | None:
+    """What rows of one picture have in common: its name, or the digest of one that lies in a table."""
+    return row.picture.digest if isinstance(row.picture, ParquetPicture) else picture_name(row)
 
 
 def picture_name(row: Row) -> str | None:
@@ -191,14 +197,25 @@ def _captions(benchmark: Benchmark, rows: Sequence[Row], answers: Sequence[str],
     references = {row.name: list(row.truth) for row in rows}
     hypotheses = {row.name: answer for row, answer in zip(rows, answers, strict=True)}
     scores = score(references, hypotheses)
+    groups: dict[str, float | None] = {}
+    for field in benchmark.caption_groups:
+        for value in sorted({str(row.fields[field]) for row in rows if row.fields.get(field) is not None}):
+            names = [row.name for row in rows if str(row.fields.get(field)) == value]
+            found = score({name: references[name] for name in names}, {name: hypotheses[name] for name in names})
+            groups |= {f"{name}/{value}": figure for name, figure in found.metrics.items()}
     intervals = {name: mean_interval(values, seed=seed) for name, values in scores.per_image.items()}
     details: dict[str, Any] = {
+        "groups": groups,
         "tokenizer": scores.tokenizer,
         "tokenizer_reason": scores.tokenizer_reason,
         "unavailable": scores.unavailable,
     }
     samples = [
-        {"truth": row.truth, **{name: values[place] for name, values in scores.per_image.items()}}
+        {
+            "truth": row.truth,
+            **{name: values[place] for name, values in scores.per_image.items()},
+            "row": _plain_fields(row),
+        }
         for place, row in enumerate(rows)
     ]
     return {name: scores.metrics[name] for name in benchmark.metric_names}, intervals, details, samples

@@ -62,6 +62,8 @@ class Files(Config):
     number: str | None = None
     """With `explode`: the field that gets the entry's number, from 1."""
     keep: Mapping[str, Any] = Field(default_factory=dict)
+    lists: Names = ()
+    """Fields that are lists, where a file has them as a text with commas."""
 
 
 class Derived(Config):
@@ -135,7 +137,7 @@ class Benchmark(Config):
     """Rises with every change that changes a figure."""
     files: Files = Field(default_factory=Files)
     key: Names = ()
-    """The fields that identify a row; without, its place does."""
+    """The fields that identify a row, `#` for its place; without, its place does."""
     repeats: bool = False
     """Whether a key may occur twice in the published file; each is counted."""
     question: str = "question"
@@ -163,6 +165,8 @@ class Benchmark(Config):
     """Whether a judge's verdicts are scored, not answers."""
     figures: tuple[Figure, ...] = ()
     sums: tuple[Sum, ...] = ()
+    caption_groups: Names = ()
+    """Fields by whose values captions are also scored, each group as a set of its own."""
     headline: str
     published: tuple[Published, ...] = ()
 

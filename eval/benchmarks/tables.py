@@ -83,12 +83,17 @@ def _text_rows(file: str, columns: Sequence[str]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class ParquetPicture:
-    """A picture in a parquet file; `read` opens its row group, the last of which is kept."""
+    """A picture in a parquet file; `read` opens its row group, the last of which is kept.
+
+    A list of pictures, such as the frames of a video, is asked about by its middle one, as LLaVA asks SEED-Bench.
+    """
 
     file: str
     group: int
     row: int
     column: str
+    digest: str
+    """The sha256 of the picture's own file, by which rows of one picture are known."""
 
     @property
     def name(self) -> str:
@@ -97,11 +102,15 @@ class ParquetPicture:
 
     def read(self) -> bytes:
         """The bytes of the picture's own file."""
-        value = _pictures(self.file, self.group, self.column)[self.row]
-        content = value["bytes"] if isinstance(value, dict) else value
-        if not content:
-            raise InputError(f"{self.name}: there is no picture")
-        return bytes(content)
+        return _content(_pictures(self.file, self.group, self.column)[self.row]) or b""
+
+
+def _content(value: Any) -> bytes | None:
+    """The bytes in a cell: alone, in the hub's {bytes, path}, or of the middle one of a list."""
+    if isinstance(value, list):
+        value = value[len(value) // 2] if value else None
+    content = value["bytes"] if isinstance(value, dict) else value
+    return bytes(content) if content else None
 
 
 @dataclass(frozen=True)
@@ -142,20 +151,29 @@ def _parquet_rows(file: str) -> list[dict[str, Any]]:
     for group in range(parquet.num_row_groups):
         values = parquet.read_row_group(group, columns=others).to_pylist() if others else []
         values = values or [{} for _ in range(parquet.metadata.row_group(group).num_rows)]
-        is_there = {name: _is_there(parquet, group, name) for name in pictures}
+        digests = {name: _digests(parquet, group, name) for name in pictures}
         for row, fields in enumerate(values):
-            found = {name: ParquetPicture(file, group, row, name) for name in pictures if is_there[name][row]}
+            found = {
+                name: ParquetPicture(file, group, row, name, digest)
+                for name in pictures
+                if (digest := digests[name][row]) is not None
+            }
             rows.append({**fields, **found})
     return rows
 
 
-def _is_there(parquet: Any, group: int, name: str) -> list[bool]:
-    return [bool(valid) for valid in parquet.read_row_group(group, columns=[name]).column(name).is_valid().to_pylist()]
+def _digests(parquet: Any, group: int, name: str) -> list[str | None]:
+    """The sha256 of each picture of a row group; None where there is none. Cells are looked at one by one."""
+    cells = parquet.read_row_group(group, columns=[name]).column(name)
+    contents = (_content(cell.as_py()) for cell in cells)
+    return [None if content is None else hashlib.sha256(content).hexdigest() for content in contents]
 
 
 def _holds_bytes(kind: Any) -> bool:
     import pyarrow as pa  # type: ignore[import-untyped]
 
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _holds_bytes(kind.value_type)
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from eval.benchmarks.asking import pictures_of, prompt_of
+from eval.benchmarks.asking import pictures_of, prompt_of, with_sizes
 from eval.benchmarks.rows import Rows, read_rows
 from eval.benchmarks.scoring import asked_facts, score_answers
 from eval.benchmarks.spec import load
@@ -33,6 +34,7 @@ class BenchmarkTask(AskedTask):
             raise InputError(f"{' and '.join(config.questions)}: question {blank.name} is empty")
         pictures = pictures_of(self._rows.rows, config.images)
         check_images(pictures)
+        self._rows = replace(self._rows, rows=with_sizes(found, self._rows.rows, pictures))
         self._shown = shuffle_images(pictures, config.seed) if config.shuffle_pictures else pictures
 
     @property

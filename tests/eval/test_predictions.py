@@ -55,6 +55,25 @@ def test_lmms_evals_samples_are_joined_by_the_docs_fields(questions: str, tmp_pa
     assert score("pope", Sources((file,))).metrics["accuracy"] == 0.5
 
 
+def test_lmms_evals_samples_without_docs_are_joined_by_place_where_the_question_stands_there(
+    questions: str, tmp_path: Path
+) -> None:
+    own = [
+        {"doc_id": place, "filtered_resps": doc["text"], "input": f"{doc['text'].upper()}\nIn a word.", "target": "yes"}
+        for place, doc in enumerate(QUESTIONS)
+    ]
+    assert answers(questions, lines(tmp_path / "samples.jsonl", own[::-1])) == [doc["text"] for doc in QUESTIONS]
+    exchanged = [{**one, "doc_id": other["doc_id"]} for one, other in zip(own, own[::-1], strict=True)]
+    with pytest.raises(InputError, match="2 of 2 documents ask something else"):
+        answers(questions, lines(tmp_path / "samples.jsonl", exchanged))
+    with pytest.raises(InputError, match="answers to 1 documents, and there are 2"):
+        answers(questions, lines(tmp_path / "samples.jsonl", own[:1]))
+    with pytest.raises(InputError, match="answered twice"):
+        answers(questions, lines(tmp_path / "samples.jsonl", [*own, own[0]]))
+    with pytest.raises(InputError, match="give the benchmark's own files with --questions"):
+        score("pope", Sources((lines(tmp_path / "samples.jsonl", own),)))
+
+
 def test_a_table_with_predictions(tmp_path: Path) -> None:
     path = tmp_path / "mmbench.tsv"
     path.write_text("index\tquestion\tA\tB\tanswer\tprediction\n7\tWhich?\tx\ty\tB\tB\n1000007\tWhich?\ty\tx\tA\tB\n")

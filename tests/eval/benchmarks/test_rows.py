@@ -71,7 +71,7 @@ def test_mmmus_options_are_a_list_in_a_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([{"question_id": 1, "image": "a", "text": "?", "category": "x"}], "label is missing"),
+        ([{"question_id": 1, "image": "a", "text": "?", "category": "x"}], "label or answer is missing"),
         (
             [{"question_id": 1, "image": "a", "text": "?", "category": "x", "label": "no"}] * 2,
             "holds question x/1 twice",
