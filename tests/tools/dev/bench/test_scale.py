@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tools.dev.bench.scale import beats, restore
-from tools.dev.bench.scale.__main__ import RANKS, SLOTS, main
+from tools.dev.bench.scale.__main__ import PARTS, RANKS, SLOTS, _table, main
 from tools.dev.bench.scale.cost import slope
 
 
@@ -31,7 +31,7 @@ def test_every_part_is_measured_and_written(tmp_path: Path) -> None:
     )
     found = json.loads(out.read_text())
     parts, bounds = found["parts"], found["bounds"]
-    assert list(parts) == ["restore, ZeRO-2", "restore, ZeRO-3", "draws", "handles", "ledger", "heartbeats"]
+    assert set(parts) == PARTS
     assert parts["restore, ZeRO-3"]["ranks"] == list(RANKS)
     assert parts["handles"]["slots a rank"] == list(SLOTS)
     for ranks, opens in zip(RANKS, parts["restore, ZeRO-3"]["rows"]["opens"], strict=True):
@@ -56,6 +56,11 @@ def test_a_slope_is_the_exponent_of_growth() -> None:
     assert slope([1.0, 100.0], [3.0, 300.0]) == pytest.approx(1)
     assert slope([2.0, 32.0], [5.0, 5.0]) == pytest.approx(0)
     assert slope([1.0, 10.0], [1.0, 100.0]) == pytest.approx(2)
+    assert _table([7], lambda size: {"CPU s": float(size)}, "ranks") == {
+        "ranks": [7],
+        "rows": {"CPU s": [7.0]},
+        "slopes": {"CPU s": None},
+    }
 
 
 def test_heartbeats_create_nothing_after_the_start(tmp_path: Path) -> None:

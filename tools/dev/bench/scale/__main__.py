@@ -22,6 +22,17 @@ RANKS = (2, 16, 128, 1024)
 SLOTS = (32, 128, 512, 1024)
 DRAWS = (10**6, 10**7, 10**8, 10**9)
 LEDGER_RANKS = 128
+SMALL_LAYERS, SMALL_WIDTH = 40, 64
+"""A model of 362 small tensors: at 1,024 ranks 370,000 slices of a few hundred elements."""
+PARTS = {
+    "restore, ZeRO-2",
+    "restore, ZeRO-3",
+    "restore, ZeRO-3, small tensors",
+    "draws",
+    "handles",
+    "ledger",
+    "heartbeats",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -36,36 +47,50 @@ def main(argv: list[str]) -> int:
     folder: Path = arguments.folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    begun_s, found = time.monotonic(), {}
     try:
-        parts = _parts(folder, arguments)
-        found = {name: _timed(name, part) for name, part in parts.items()}
+        for name, part in _parts(folder, arguments).items():
+            found[name] = _timed(name, part)
+            _write(arguments.out, found, time.monotonic() - begun_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     broken = [line for line, holds in _bounds(found) if not holds]
-    from tools.dev.bench.measure import device
-
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out, {"device": device(), "parts": found, "bounds": dict(_bounds(found))})
-    print(f"{device()}; written to {arguments.out}")
+    print(f"written to {arguments.out} after {time.monotonic() - begun_s:.0f} s")
     for line in broken:
         print(f"DOES NOT HOLD: {line}")
     return 1 if broken else 0
 
 
+def _write(out: Path, found: dict[str, dict[str, Any]], seconds: float) -> None:
+    """What was measured so far; an interrupted run leaves it."""
+    from tools.dev.bench.measure import device
+
+    is_whole = found.keys() == PARTS
+    bounds = dict(_bounds(found)) if is_whole else {}
+    write_json(out, {"device": device(), "seconds": round(seconds), "parts": found, "bounds": bounds})
+
+
 def _timed(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    print(name, flush=True)
     begun_s = time.monotonic()
     found = part()
-    print(f"{name} ({time.monotonic() - begun_s:.0f} s)")
+    found["seconds"] = round(time.monotonic() - begun_s)
     for what, values in found["rows"].items():
-        shown = "  ".join(f"{value:>12,.6g}" for value in values)
-        print(f"  {what:<34} {shown}   slope {found['slopes'][what]:+.2f}")
+        shown, exponent = "  ".join(f"{value:>12,.6g}" for value in values), found["slopes"][what]
+        print(f"  {what:<34} {shown}" + ("" if exponent is None else f"   slope {exponent:+.2f}"))
     return found
 
 
-def _table(sizes: Sequence[int], columns: Sequence[dict[str, float]], unit: str) -> dict[str, Any]:
-    """Rows of figures over sizes, and the exponent by which each grows."""
+def _table(sizes: Sequence[int], measure: Callable[[int], dict[str, float]], unit: str) -> dict[str, Any]:
+    """Rows of figures over sizes, and the exponent by which each grows; null where there is one size."""
     from tools.dev.bench.scale.cost import slope
 
+    columns = []
+    for size in sizes:
+        begun_s = time.monotonic()
+        columns.append(measure(size))
+        print(f"  {size:,} {unit}: {time.monotonic() - begun_s:.0f} s", flush=True)
     rows = {what: [column[what] for column in columns] for what in columns[0]}
     slopes = {what: slope([float(size) for size in sizes], values) for what, values in rows.items()}
     return {unit: list(sizes), "rows": rows, "slopes": slopes}
@@ -73,20 +98,25 @@ def _table(sizes: Sequence[int], columns: Sequence[dict[str, float]], unit: str)
 
 def _parts(folder: Path, arguments: argparse.Namespace) -> dict[str, Callable[[], dict[str, Any]]]:
     draws = [number for number in DRAWS if number <= arguments.draws]
+    size = arguments.layers, arguments.width
+    small = SMALL_LAYERS, SMALL_WIDTH
     return {
-        "restore, ZeRO-2": lambda: _table(RANKS, [_restore(folder, 2, each, arguments) for each in RANKS], "ranks"),
-        "restore, ZeRO-3": lambda: _table(RANKS, [_restore(folder, 3, each, arguments) for each in RANKS], "ranks"),
+        "restore, ZeRO-2": lambda: _table(RANKS, lambda each: _restore(folder, 2, each, *size), "ranks"),
+        "restore, ZeRO-3": lambda: _table(RANKS, lambda each: _restore(folder, 3, each, *size), "ranks"),
+        "restore, ZeRO-3, small tensors": lambda: _table(
+            RANKS, lambda each: _restore(folder, 3, each, *small), "ranks"
+        ),
         "draws": lambda: _draws(folder),
-        "handles": lambda: _table(SLOTS, [_handles(folder / str(each), each) for each in SLOTS], "slots a rank"),
-        "ledger": lambda: _table(draws, [_audit(folder, each) for each in draws], "draws"),
-        "heartbeats": lambda: _table(RANKS, [_beats(folder / f"beats{each}", each) for each in RANKS], "ranks"),
+        "handles": lambda: _table(SLOTS, lambda each: _handles(folder / str(each), each), "slots a rank"),
+        "ledger": lambda: _table(draws, lambda each: _audit(folder, each), "draws"),
+        "heartbeats": lambda: _table(RANKS, lambda each: _beats(folder / f"beats{each}", each), "ranks"),
     }
 
 
-def _restore(folder: Path, zero: int, num_ranks: int, arguments: argparse.Namespace) -> dict[str, float]:
+def _restore(folder: Path, zero: int, num_ranks: int, num_layers: int, width: int) -> dict[str, float]:
     from tools.dev.bench.scale import restore
 
-    shapes = restore.shapes_of(arguments.layers, arguments.width)
+    shapes = restore.shapes_of(num_layers, width)
     cost = restore.measure(folder / "checkpoint", zero, num_ranks, shapes)
     return {"opens": cost.opens, "GB read": cost.bytes_read / 1e9, "CPU s": cost.cpu_s}
 
@@ -98,11 +128,12 @@ def _draws(folder: Path) -> dict[str, Any]:
 
     place = folder / "index"
     write_synthetic(place, 100_000_000, per_shard=10_000)
-    columns = []
-    for num_ranks in RANKS:
+
+    def measure(num_ranks: int) -> dict[str, float]:
         first, rate = in_child(partial(draws_of, place, num_ranks, 40_000))
-        columns.append({"CPU s to the first draw": first.cpu_s, "draws a CPU second": rate})
-    return _table(RANKS, columns, "ranks")
+        return {"CPU s to the first draw": first.cpu_s, "draws a CPU second": rate}
+
+    return _table(RANKS, measure, "ranks")
 
 
 def _handles(folder: Path, num_slots: int) -> dict[str, float]:

@@ -60,8 +60,13 @@ def cost_of(work: Callable[[], Any]) -> Cost:
     return Cost(num_opens, _bytes_read() - read, cpu_s, wall_s, _peak_bytes())
 
 
-def slope(sizes: list[float], costs: list[float]) -> float:
-    """The exponent of cost = a x size^slope by first and last: 0 where it does not grow, 1 where it is linear."""
+def slope(sizes: list[float], costs: list[float]) -> float | None:
+    """The exponent of cost = a x size^slope by first and last: 0 where it does not grow, 1 where it is linear.
+
+    None where there is one size alone.
+    """
+    if sizes[0] == sizes[-1]:
+        return None
     return log(max(costs[-1], 1e-9) / max(costs[0], 1e-9)) / log(sizes[-1] / sizes[0])
 
 

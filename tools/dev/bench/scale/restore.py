@@ -19,6 +19,8 @@ from trainer.checkpoint.format import Fragment, commit, fault_of, take_rank_shar
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.distributed.context import DistributedContext
 
+NUM_ROUNDS = 3
+"""The cheapest counts: other processes of the machine make the others dearer."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -88,4 +90,4 @@ def restore(directory: Path, zero: int, num_ranks: int, shapes: dict[str, tuple[
             reader.fill(kind, moments)
 
     work()  # the page cache is warm for all alike, and lazy imports are done
-    return cost_of(work)
+    return min((cost_of(work) for _ in range(NUM_ROUNDS)), key=lambda cost: cost.cpu_s)
