@@ -36,6 +36,7 @@ from eval.requests import (
 )
 from eval.waiting import WaitingLine
 from models.common.memory import free_bytes
+from models.common.threads import WaitedThread
 
 __all__ = [
     "Draining",
@@ -77,7 +78,7 @@ class Engine:
         self._line = WaitingLine(limits.waiting)
         self._position_bytes = self._total_positions = 0
         self._loop: EngineLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: WaitedThread | None = None
 
     @property
     def state(self) -> State:
@@ -99,7 +100,7 @@ class Engine:
             total_positions=self._total_positions,
             after_step=self._after_step,
         )
-        self._thread = threading.Thread(target=self._loop.run, name="engine", daemon=True)
+        self._thread = WaitedThread(self._loop.run, name="engine", is_daemon=True)
         self._thread.start()
         return self
 
@@ -162,7 +163,7 @@ class Engine:
         """End the thread after its step. What has not ended fails, and can be asked again elsewhere."""
         self._line.close()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.wait()
 
     def _is_busy(self) -> bool:
         return self._loop is not None and bool(self._loop.running)

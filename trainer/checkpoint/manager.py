@@ -11,7 +11,6 @@ Threads only read and write files. Ranks communicate only in their main threads,
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from models.common.cores import unbound
+from models.common.threads import WaitedThread
 from trainer.checkpoint.format import Fragment, RankShard, Stamp, commit, name_of, remove_old, stamp_of, take_rank_shard
 from trainer.distributed.context import DistributedContext
 
@@ -33,7 +33,7 @@ class PendingCheckpoint:
     final: Path
     state: dict[str, Any]
     started_s: float
-    writer: threading.Thread | None = None
+    writer: WaitedThread | None = None
     entries: dict[str, Any] = field(default_factory=dict)
     """Manifest entries of the files that the writer wrote."""
     fault: str = "its writer has not ended"
@@ -76,7 +76,7 @@ class CheckpointManager:
         self._before, self._check, self._clock = before, check, clock
         self._pending: PendingCheckpoint | None = None
         self._buffers: dict[str, Tensor] = {}
-        self._deleter: threading.Thread | None = None
+        self._deleter: WaitedThread | None = None
         self._sound: set[Stamp] = set()
         """Checkpoints that this start wrote or has verified: each is hashed once."""
         self.longest_s = 0.0
@@ -101,7 +101,7 @@ class CheckpointManager:
     @property
     def is_written(self) -> bool:
         """Whether this rank has nothing left to write, so `finish` would not wait for it."""
-        return self._pending is None or self._pending.writer is None or not self._pending.writer.is_alive()
+        return self._pending is None or self._pending.writer is None or self._pending.writer.has_ended
 
     def begin(
         self, step: int, *, fragments: Iterable[Fragment], inherited: Sequence[Fragment], state: dict[str, Any]
@@ -122,7 +122,7 @@ class CheckpointManager:
         final = self._root / name_of(step)
         pending = PendingCheckpoint(self._root / f".{final.name}.{self._token}.tmp", final, state, started_s)
         shard = take_rank_shard(fragments, inherited, self._ranks, self._buffers)
-        pending.writer = threading.Thread(target=pending.write, args=(shard, self._before), name="checkpoint-writer")
+        pending.writer = WaitedThread(pending.write, (shard, self._before), name="checkpoint-writer")
         with unbound():
             pending.writer.start()
         self._pending = pending
@@ -142,7 +142,7 @@ class CheckpointManager:
         pending, started_s = self._pending, self._clock()
         assert pending is not None
         assert pending.writer is not None
-        pending.writer.join()
+        pending.writer.wait()
         self._pending = None
         answers = self._ranks.gather((pending.entries, pending.fault))
         faults = [f"rank {rank}: {fault}" for rank, (_, fault) in enumerate(answers) if fault]
@@ -164,9 +164,9 @@ class CheckpointManager:
         An unfinished checkpoint is never committed; its files stay in a hidden directory that the next commit in `root`
         removes.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None and pending.writer is not None:
-            pending.writer.join()
+        if self._pending is not None and self._pending.writer is not None:
+            self._pending.writer.wait()
+        self._pending = None
         self._join_deleter()
 
     def _commit(self, pending: PendingCheckpoint, entries: list[dict[str, Any]]) -> list[str]:
@@ -182,11 +182,11 @@ class CheckpointManager:
     def _start_deleter(self, spare: Collection[str]) -> None:
         """Delete old checkpoints in a thread: some file systems take seconds to remove large files."""
         arguments = (self._root, self._keep, tuple(spare), self._sound)
-        self._deleter = threading.Thread(target=remove_old, args=arguments, name="checkpoint-deleter")
+        self._deleter = WaitedThread(remove_old, arguments, name="checkpoint-deleter")
         with unbound():
             self._deleter.start()
 
     def _join_deleter(self) -> None:
-        deleter, self._deleter = self._deleter, None
-        if deleter is not None:
-            deleter.join()
+        if self._deleter is not None:
+            self._deleter.wait()
+            self._deleter = None

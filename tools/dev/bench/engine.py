@@ -17,8 +17,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from models.common.errors import InputError, run_cli
@@ -88,11 +88,8 @@ def ask(engine: Engine, asked: Sequence[Query], decoding: Decoding, num_clients:
         for place in range(first, len(asked), num_clients):
             answers[place] = "".join(engine.stream(asked[place], decoding))
 
-    threads = [Thread(target=client, args=(first,)) for first in range(num_clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(num_clients) as threads:
+        list(threads.map(client, range(num_clients)))
     return answers
 
 
