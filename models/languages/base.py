@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from models.common.source import FindPart, PartFacts, digest_of, read_part
+from models.common.source import FindPart, PartFacts, check_weights, digest_of, directory_of, read_part
 from models.kinds import KindTable
 from models.shapes import LanguageShape, llama_shape
 from models.spec import Config, TextSpec
@@ -94,6 +94,31 @@ class LanguageConfig(Config, ABC):
     def shape(self, find: FindPart = read_part) -> LanguageShape:
         """Widths, layers and vocabulary; raises KeyError where its config.json lacks a field."""
         return llama_shape(self.facts(find).config)
+
+
+class StoredLanguage(LanguageConfig):
+    """A causal language model whose weights lie at `path`; `load` is the format of its frozen weights in memory."""
+
+    path: str
+    load: FrozenFormat = "full"
+
+    @property
+    def tokenizer_path(self) -> str:
+        """`path`: the tokenizer is in the same directory as the weights."""
+        return self.path
+
+    @property
+    def frozen_format(self) -> FrozenFormat:
+        """`load` of the recipe."""
+        return self.load
+
+    def check_weights(self, find: FindPart = read_part) -> None:
+        """Raise InputError where the directory of `path` is here without weights."""
+        check_weights(self.facts(find))
+
+    def weights_directory(self) -> Path:
+        """The directory of `path`, downloaded where that is a hub name."""
+        return directory_of(self.path)
 
 
 LANGUAGES = KindTable(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.common.documents import read_json
-from models.common.source import FindPart, PartFacts, check_weights, directory_of, read_part
+from models.common.source import FindPart, PartFacts, directory_of, read_part
 from models.languages import nf4
-from models.languages.base import FrozenFormat, LanguageConfig
+from models.languages.base import FrozenFormat, StoredLanguage
 from models.languages.text import text_spec
 from models.loading import load_whole, opening
 from models.spec import TextSpec
@@ -22,33 +21,17 @@ log = logging.getLogger(__name__)
 ADVICE = "fetch or copy it again"
 
 
-class PretrainedLanguage(LanguageConfig):
+class PretrainedLanguage(StoredLanguage):
     """A causal language model that `transformers` loads from `path` (a local directory or a hub name).
 
     `load` is the format of its frozen weights in memory: `nf4` and `int8` (bitsandbytes) train a 7B on a small GPU.
     """
 
     kind: Literal["pretrained"] = "pretrained"
-    path: str
-    load: FrozenFormat = "full"
-
-    @property
-    def tokenizer_path(self) -> str:
-        """`path`: the tokenizer is in the same directory as the weights."""
-        return self.path
-
-    @property
-    def frozen_format(self) -> FrozenFormat:
-        """`load` of the recipe."""
-        return self.load
 
     def facts(self, find: FindPart = read_part) -> PartFacts:
         """The config.json and directory of `path`, downloaded if necessary."""
         return find(self.path)
-
-    def check_weights(self, find: FindPart = read_part) -> None:
-        """Raise InputError where the directory of `path` is here without weights."""
-        check_weights(self.facts(find))
 
     def transformers_config(self, tokenizer: Any) -> Any:
         """The configuration in `path`, read by transformers' `AutoConfig`."""
@@ -80,10 +63,6 @@ class PretrainedLanguage(LanguageConfig):
         model.config.use_cache = False  # a cache switches off the detection of packed rows
         nf4.keep_order(model)
         return model.eval()
-
-    def weights_directory(self) -> Path:
-        """The directory of `path`, downloaded where that is a hub name."""
-        return directory_of(self.path)
 
     def published_dtype(self) -> str | None:
         """`dtype` of its config.json; older files call it `torch_dtype`."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.common.errors import InputError
-from models.common.source import FindPart, PartFacts, check_weights, directory_of, read_part
-from models.languages.base import FrozenFormat, LanguageConfig
+from models.common.source import FindPart, PartFacts, directory_of, read_part
+from models.languages.base import StoredLanguage
 from models.languages.text import make_spec, with_padding
 from models.published.family import read_published
 from models.published.image import open_published_processor
@@ -20,31 +19,15 @@ if TYPE_CHECKING:
     from models.common.tensors import Tensors
 
 
-class PublishedLanguage(LanguageConfig):
+class PublishedLanguage(StoredLanguage):
     """The language model of the VLM at `path`; `load` is the format of its frozen weights in memory."""
 
     kind: Literal["published"] = "published"
-    path: str
-    load: FrozenFormat = "full"
-
-    @property
-    def tokenizer_path(self) -> str:
-        """`path`."""
-        return self.path
-
-    @property
-    def frozen_format(self) -> FrozenFormat:
-        """`load` of the recipe."""
-        return self.load
 
     def facts(self, find: FindPart = read_part) -> PartFacts:
         """The language model's part of config.json, completed by transformers' defaults."""
         found = read_published(self.path, find)
         return PartFacts(self._config(found.config).to_dict(), found.source, found.directory)
-
-    def check_weights(self, find: FindPart = read_part) -> None:
-        """Raise InputError where the directory of `path` is here without weights."""
-        check_weights(self.facts(find))
 
     def transformers_config(self, tokenizer: Any) -> Any:
         """Its configuration in transformers."""
@@ -116,10 +99,6 @@ class PublishedLanguage(LanguageConfig):
         from models.published.weights import tensors_of_part
 
         return tensors_of_part(directory_of(self.path), "language")
-
-    def weights_directory(self) -> Path:
-        """The directory of `path`, downloaded where that is a hub name."""
-        return directory_of(self.path)
 
     def published_dtype(self) -> str | None:
         """`dtype` of its config.json."""
