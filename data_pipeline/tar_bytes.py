@@ -15,8 +15,9 @@ import resource
 from collections.abc import Mapping
 from pathlib import Path
 
+from data_pipeline.download import WholeFileError
 from data_pipeline.index_meta import META_FILE
-from data_pipeline.remote import RemoteSet, WholeFileError
+from data_pipeline.remote import RemoteSet
 from models.common.errors import AwayError, InputError
 
 logger = logging.getLogger(__name__)

@@ -92,6 +92,21 @@ def _nucleus(probabilities_SV: torch.Tensor, top_ps: Sequence[float]) -> torch.T
     return torch.zeros_like(probabilities_SV).scatter(-1, order_SV, sorted_SV)
 
 
+def end_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer, by the generation config or the tokenizer.
+
+    Raises:
+        InputError: neither names any.
+    """
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if configured is None:
+        configured = tokenizer.eos_token_id
+    ids = frozenset([configured] if isinstance(configured, int) else configured or [])
+    if not ids:
+        raise InputError("neither the generation config nor the tokenizer names an end token: set eos_token_id")
+    return ids
+
+
 class AnswerText:
     """The text of one answer as its tokens arrive.
 

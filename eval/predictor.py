@@ -24,7 +24,7 @@ from data_pipeline.images import open_image, to_rgb
 from data_pipeline.record import Turn
 from eval.answers import AnswerCache
 from eval.batch import Batch, Row
-from eval.decoding import AnswerStream, AnswerText, Decoding
+from eval.decoding import AnswerStream, AnswerText, Decoding, end_ids_of
 from eval.feature_cache import FeatureCache
 from eval.generation import evaluating, write_beams
 from eval.kept_chats import KeptChats
@@ -77,7 +77,7 @@ class Predictor:
         self.speculation = Speculation() if getattr(model, "future", None) is not None else None
         """Statistics of speculative decoding, where the model has heads for future tokens."""
         tokenizer = processor.tokenizer
-        self._end_ids = _end_ids(model, tokenizer)
+        self._end_ids = end_ids_of(model, tokenizer)
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._end_ids)
         self._max_length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
         self.is_fixed = is_fixed
@@ -292,16 +292,6 @@ def _texts(rows: Sequence[Row], tokens: Generator[list[int]]) -> Iterator[list[t
             if all(row.has_ended for row in rows):
                 break
     yield [(place, row.text.finish()) for place, row in enumerate(rows)]
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if configured is None:
-        configured = tokenizer.eos_token_id
-    ids = frozenset([configured] if isinstance(configured, int) else configured or [])
-    if not ids:
-        raise InputError("neither the generation config nor the tokenizer names an end token: set eos_token_id")
-    return ids
 
 
 def _device(name: str) -> torch.device:

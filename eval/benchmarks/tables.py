@@ -17,7 +17,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from data_pipeline.remote import is_remote, open_remote
+from data_pipeline.download import open_remote
+from data_pipeline.remote import is_remote
 from eval.benchmarks.spreadsheet import sheet_rows
 from models.common.errors import InputError, single_line
 

@@ -5,76 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import pickle
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import suppress
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data_pipeline import remote
+from data_pipeline import download, remote
 from data_pipeline.config import SourceConfig
 from data_pipeline.source import open_index
 from data_pipeline.tar_bytes import DamagedSampleError
 from models.common.errors import AwayError, InputError
+from tests.support.shard_servers import Flaky
 from tests.support.shards import write_set
-
-BROKEN = {
-    "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    "status": b"garbage\r\n\r\n",
-    "header": b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200 + b"\r\n",
-    "reset": b"",
-}
-"""Answers that no client can read, as they are on the wire."""
-
-
-class Flaky(SimpleHTTPRequestHandler):
-    """Serves a folder; the first `failures` requests of each path fail or are cut short, in turn."""
-
-    failures = 0
-    fault = ""
-    only = ""
-    """What ends so fails, and all else is whole."""
-    stall_s = 0.0
-    seen: dict[str, int]
-
-    def do_GET(self) -> None:
-        count = self.seen[self.path] = self.seen.get(self.path, 0) + 1
-        if count == 1 and self.path.endswith(".tar"):
-            time.sleep(self.stall_s)
-        if count > self.failures or not self.path.endswith(self.only):
-            with suppress(ConnectionError):  # who stalled is not waited for
-                super().do_GET()
-        elif self.fault:
-            self.wfile.write(BROKEN[self.fault])
-            self.close_connection = True
-        elif count % 2:
-            self.send_error(503)
-        else:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"cut")
-
-    def log_message(self, *_arguments: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    write_set(tmp_path / "set", [3, 2, 4])
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(remote, "LONGEST_WAIT_S", 0.02)
-    monkeypatch.setattr(Flaky, "seen", {}, raising=False)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Flaky, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/set"
-    server.shutdown()
-    server.server_close()
 
 
 def test_equals_the_set_on_disk_and_copies_once(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,23 +55,6 @@ def test_a_server_that_breaks_its_answer_is_asked_again(
     monkeypatch.setattr(Flaky, "only", ".tar")
     with pytest.raises(InputError, match=r"shard-000001\.tar cannot be copied after 4 tries: \S"):
         index.read(3)
-
-
-@pytest.mark.parametrize("fault", [RuntimeError("a client's own kind"), KeyError("x"), OSError("plain")])
-def test_whatever_a_client_raises_is_tried_again_and_then_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
-) -> None:
-    tries = []
-
-    def fail(url: str) -> tuple[Any, str]:
-        tries.append(url)
-        raise fault
-
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(remote, "_other", fail)
-    with pytest.raises(InputError, match=r"^hf://datasets/a/b/index/meta\.json cannot be copied after 4 tries: \S.*$"):
-        open_index(SourceConfig(path="hf://datasets/a/b", cache=str(tmp_path)))
-    assert len(tries) == 4
 
 
 def test_what_is_not_there_is_not_asked_for_again(served: str, tmp_path: Path) -> None:
@@ -199,17 +125,9 @@ def test_a_full_disk_under_the_cache_blames_no_sample(
     def fill(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(remote, "_download", fill)
+    monkeypatch.setattr(download, "_download", fill)
     with pytest.raises(AwayError, match=r"the cache of http.*: No space left on device; make room"):
         index.read(0)
-
-
-def test_a_server_that_stalls_is_asked_again(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = open_index(SourceConfig(path=served, cache=str(tmp_path / "cache")))
-    monkeypatch.setattr(remote, "TIMEOUT_S", 0.3)
-    monkeypatch.setattr(Flaky, "stall_s", 1.0)
-    assert index.read(0)["txt"].startswith(b"caption 0")
-    assert Flaky.seen["/set/shard-000000.tar"] == 2
 
 
 def test_a_set_made_anew_replaces_its_copies(served: str, tmp_path: Path) -> None:
@@ -220,75 +138,6 @@ def test_a_set_made_anew_replaces_its_copies(served: str, tmp_path: Path) -> Non
     new = open_index(source)
     assert new.shard_sizes == [2, 2, 4]
     assert b"word word word" in new.read(0)["txt"]
-
-
-DRIPS = {
-    "body": b"HTTP/1.1 200 OK\r\nContent-Length: 20480\r\n\r\n",
-    "headers": b"HTTP/1.1 200 OK\r\nx: ",
-}
-"""What comes at once; after it a byte comes now and then, each in time."""
-
-
-@pytest.mark.parametrize("part", ["body", "headers"])
-def test_a_server_that_drips_is_not_outlasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    monkeypatch.setattr(remote, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(remote, "LOOK_S", 0.02)
-    monkeypatch.setattr(remote, "AWAY_LIMIT_MINUTES", 0.0)
-    stop = threading.Event()
-
-    class Drip(SimpleHTTPRequestHandler):
-        def do_GET(self) -> None:
-            with suppress(OSError):
-                self.wfile.write(DRIPS[part])
-                while not stop.wait(0.01):
-                    self.wfile.write(b"x")
-
-        def log_message(self, *_arguments: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Drip)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        with pytest.raises(AwayError, match=r"/a\.tar has been away for 0 minutes \(\d+ bytes came, for 0\.1 s fewer"):
-            remote.RemoteSet(f"http://127.0.0.1:{server.server_port}/set", tmp_path, 1 << 30).copy("a.tar", 20480)
-    finally:
-        stop.set()
-        server.shutdown()
-        server.server_close()
-    for thread in threading.enumerate():
-        if thread.name == "download":  # given up on, and about to clean up behind itself
-            thread.join()
-    assert not [path for path in tmp_path.iterdir() if path.suffix in (".tar", ".tmp")]
-
-
-def test_a_slow_copy_that_keeps_up_is_waited_for(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes longer than the patience in all; what came so far counts."""
-    sent = (tmp_path / "set" / "shard-000000.tar").read_bytes()
-    monkeypatch.setattr(remote, "LOOK_S", 0.02)
-    monkeypatch.setattr(remote, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(remote, "LEAST_BYTES_PER_S", 1000)
-
-    def slow(url: str, target: Path, *_: Any) -> None:
-        with target.open("wb", 0) as stream:
-            for start in range(0, len(sent), len(sent) // 40 + 1):
-                stream.write(sent[start : start + len(sent) // 40 + 1])
-                time.sleep(0.02)
-
-    monkeypatch.setattr(remote, "_download", slow)
-    assert remote.RemoteSet(served, tmp_path, 1 << 30).copy("a.tar", len(sent)).read_bytes() == sent
-
-
-def test_no_more_bytes_are_taken_than_were_stated(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "set" / "endless.tar").write_bytes(bytes(1 << 22))
-    monkeypatch.setattr(remote, "_CHUNK_BYTES", 1 << 12)
-    remote._download(f"{served}/endless.tar", tmp_path / "copy", 1000, threading.Event())
-    assert 1000 < (tmp_path / "copy").stat().st_size <= 1000 + (1 << 12)
-    with pytest.raises(
-        InputError, match=r"endless\.tar cannot be copied after 4 tries: .* of 1000 bytes came|more than"
-    ):
-        remote.RemoteSet(served, tmp_path, 1 << 30).copy("endless.tar", 1000)
-    assert not (tmp_path / "endless.tar").exists()
 
 
 HOSTILE: dict[str, tuple[str, Any]] = {

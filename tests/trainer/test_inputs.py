@@ -10,7 +10,9 @@ import pytest
 
 from models.common.errors import InputError
 from tests.support.backbones import tiny_recipe
+from tests.support.ranks import run_on_ranks
 from tests.support.shards import write_set
+from tests.support.training import train, vary
 from trainer.config.recipe import Recipe
 from trainer.config.schema import EngineConfig
 from trainer.distributed.context import DistributedContext
@@ -44,3 +46,14 @@ def test_compiled_layers_under_zero3_are_refused_before_anything_is_read(tmp_pat
         with pytest.raises(InputError, match=rf"stages\.align\.engine\.compile: under {zero} .* set compile=false"):
             read_inputs(recipe, "align", DistributedContext())
     check_compile(recipe.stage("align").model_copy(update={"engine": EngineConfig(compile=True)}), "")
+
+
+@pytest.mark.slow
+def test_fp16_for_a_model_born_in_bf16_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path / "shards", [5])
+    recipe = tiny_recipe(tmp_path, tmp_path / "shards")
+    file = Path(recipe["model"]["language"]["path"]) / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "bfloat16"}))
+    varied = vary(recipe, "refused", "align", engine__precision="fp16")
+    with pytest.raises(InputError, match=r"engine\.precision=fp16: .* was trained in bf16"):
+        run_on_ranks(1, train, varied, "align")  # a process of its own: it has joined a process group by then

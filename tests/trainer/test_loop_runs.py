@@ -17,7 +17,7 @@ from models.common.files import read_lines
 from tests.support.backbones import tiny_recipe
 from tests.support.ranks import run_on_ranks
 from tests.support.shards import caption_sample, write_set, write_tar
-from tests.support.training import ledger_lines, losses, same_weights, train, train_all, vary, weights
+from tests.support.training import ledger_lines, losses, same_weights, train_all, vary, weights
 from trainer.config.recipe import Recipe
 from trainer.distributed.context import DistributedContext
 from trainer.ledger.audit import audit
@@ -313,15 +313,3 @@ def test_a_replay_gives_rows_and_loss_again(runs: dict[str, Any]) -> None:
     assert plain == (True, 0.0)
     assert zero3[0]
     assert zero3[1] < 1e-5
-
-
-def test_fp16_for_a_model_born_in_bf16_is_refused(recipe: dict[str, Any], tmp_path: Path) -> None:
-    config = json.loads((Path(recipe["model"]["language"]["path"]) / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
-    for file in Path(recipe["model"]["language"]["path"]).iterdir():
-        if file.name != "config.json":
-            (tmp_path / file.name).symlink_to(file)
-    varied = vary(recipe, "refused", "align", engine__precision="fp16")
-    varied["model"]["language"]["path"] = str(tmp_path)
-    with pytest.raises(InputError, match=r"engine\.precision=fp16: .* was trained in bf16"):
-        run_on_ranks(1, train, varied, "align")  # a process of its own: it has joined a process group by then

@@ -68,6 +68,7 @@ def kept(ranks: DistributedContext, cases: list[tuple[str, bool]]) -> dict[tuple
     return found
 
 
+@pytest.mark.slow
 def test_what_learns_takes_what_is_estimated() -> None:
     """`zero2` adds up micro-batches as ZeRO-1 here; buckets are given up after a backward."""
     cases = [(zero, masters) for zero in ("zero0", "zero1", "zero2", "zero3") for masters in (False, True)]

@@ -6,7 +6,6 @@ import http.client
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,16 +15,13 @@ import httpx
 import pytest
 from gradio_client import Client, handle_file
 
-from eval.predictor import Decoding, Predictor, Turn
-from models.common.errors import InputError, run_cli
+from models.common.errors import run_cli
+from tests.support import warm
 from tests.support.bundles import image, make_bundle
 from tests.support.pages import running_page
 from tests.support.paths import REPOSITORY
 from tests.support.patience import GUARD_S
-from tools.serve import panel
-from tools.serve.chat import Chat, reply
 from tools.serve.demo import main
-from tools.serve.images import check_image, find_examples, keep, showable
 
 pytestmark = pytest.mark.slow
 """Each talks to a page in a process of its own."""
@@ -132,11 +128,6 @@ def test_a_bad_file_is_one_line_on_a_page_that_lives(
     assert len(texts(ask(client, handle_file(photo), "What is it?")[-1])) == 2
 
 
-def test_a_image_that_was_cleared_away_is_asked_for_again(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not here any more"):
-        check_image(tmp_path / "gone.png")
-
-
 def test_too_many_bytes_are_refused_by_the_server(client: Client, tmp_path: Path, photo: Path) -> None:
     (tmp_path / "huge.png").write_bytes(bytes(51_000_000))
     with pytest.raises(Exception, match=r"(?i)size|413|large"):
@@ -211,78 +202,9 @@ def test_beams_answer_in_one_piece(client: Client, photo: Path) -> None:
     assert texts(updates[-1])[1]
 
 
-def test_whatever_goes_wrong_while_answering_becomes_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    predictor = Predictor.open(make_bundle(tmp_path / "bundle"), device="cpu")
-    chat = Chat().asked(str(tmp_path / "gone.png"), "What is it?")
-    assert "gone.png" in list(reply(predictor, chat, Decoding()))[-1].error
-    predictor.model.model.language_model = None
-    last = list(reply(predictor, Chat().asked(None, "What?"), Decoding()))[-1]
-    assert "something went wrong" in last.error
-    assert last.chat.turns == (), "a question without an answer would stand in the way of the next one"
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_a_chat_is_a_value() -> None:
-    chat = Chat().asked("a.png", " one ").answered("two").asked("a.png", "three").answered("four")
-    assert [turn.text for turn in chat.turns] == ["one", "two", "three", "four"]
-    again = chat.again()
-    assert (again.turns, again.num_retries) == (chat.turns[:3], 1)
-    assert chat.asked("b.png", "five").turns == (Turn("user", "five"),)
-    with pytest.raises(InputError, match="no answer yet"):
-        Chat().again()
-
-
 def test_a_failed_question_leaves_the_chat_as_it_was(client: Client, photo: Path) -> None:
     assert "shorten it" in notice_of(ask(client, handle_file(photo), "many shapes? " * 300)[-1])
     assert len(texts(ask(client, handle_file(photo), "What is it?")[-1])) == 2
-
-
-def test_two_visitors_files_of_one_name_stay_two(tmp_path: Path) -> None:
-    shown = []
-    for visitor, kind in (("a", "circle"), ("b", "square")):
-        (tmp_path / visitor).mkdir()
-        image(kind).save(tmp_path / visitor / "scan.tif")
-        shown.append(showable(tmp_path / visitor / "scan.tif", tmp_path))
-    assert shown[0] != shown[1]
-    assert shown[0].read_bytes() != shown[1].read_bytes()
-    payload = (tmp_path / "a" / "scan.tif").read_bytes()
-    assert keep(payload, tmp_path) != keep(payload, tmp_path)
-
-
-def test_formats_no_browser_shows_become_png(tmp_path: Path) -> None:
-    for suffix in ("tif", "jp2", "png"):
-        image("circle").save(tmp_path / f"p.{suffix}")
-    shown = {path.suffix: showable(path, tmp_path).suffix for path in sorted(tmp_path.glob("p.*"))}
-    assert shown == {".tif": ".png", ".jp2": ".png", ".png": ".png"}
-
-
-def test_fetched_bytes_are_kept_only_if_they_are_a_image(tmp_path: Path) -> None:
-    source = tmp_path / "source.jpg"
-    image("circle").save(source)
-    (tmp_path / "kept").mkdir()
-    kept = keep(source.read_bytes(), tmp_path / "kept")
-    assert kept.suffix == ".jpg"
-    check_image(kept)
-    with pytest.raises(InputError, match="no image"):
-        keep(b"<html>", tmp_path / "kept")
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == [kept.name]
-
-
-def test_examples_are_found_or_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no images"):
-        find_examples(tmp_path)
-    image("circle").save(tmp_path / "a.png")
-    (tmp_path / "notes.txt").write_text("no image")
-    assert [path.name for path in find_examples(tmp_path)] == ["a.png"]
-
-
-def test_the_panel_tells_recipe_precision_parity_and_speed(tmp_path: Path) -> None:
-    predictor = Predictor.open(make_bundle(tmp_path / "bundle"), device="cpu")
-    html = panel.facts(predictor, [10.0, 30.0, 20.0])
-    for expected in ("tiny_random / lora", "fp32", "Share of same choices", "20.0 tokens/s (median of 3 answers)"):
-        assert expected in html
-    assert "tiny_random / lora" in panel.header(predictor)
-    assert panel.notice("<b>") == '<p class="notice" role="alert">&lt;b&gt;</p>'
 
 
 @pytest.mark.parametrize(
@@ -316,7 +238,7 @@ def test_a_bundle_with_a_file_missing_is_one_line_and_exit_code_2(tmp_path: Path
     folder = make_bundle(tmp_path / "bundle")
     (folder / "model.safetensors").unlink()
     done = subprocess.run(
-        [sys.executable, "-m", "tools.demo", str(folder)],
+        [warm.python(), "-m", "tools.demo", str(folder)],
         cwd=REPOSITORY,
         env={**os.environ, "DS_ACCELERATOR": "cpu"},
         capture_output=True,

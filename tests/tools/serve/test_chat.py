@@ -1,0 +1,45 @@
+"""A chat of the page is a value, the panel beside it tells of the bundle, and what goes wrong becomes a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eval.predictor import Decoding, Predictor, Turn
+from models.common.errors import InputError
+from tests.support.bundles import make_bundle
+from tools.serve import panel
+from tools.serve.chat import Chat, reply
+
+
+@pytest.mark.slow
+def test_whatever_goes_wrong_while_answering_becomes_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictor = Predictor.open(make_bundle(tmp_path / "bundle"), device="cpu")
+    chat = Chat().asked(str(tmp_path / "gone.png"), "What is it?")
+    assert "gone.png" in list(reply(predictor, chat, Decoding()))[-1].error
+    predictor.model.model.language_model = None
+    last = list(reply(predictor, Chat().asked(None, "What?"), Decoding()))[-1]
+    assert "something went wrong" in last.error
+    assert last.chat.turns == (), "a question without an answer would stand in the way of the next one"
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_chat_is_a_value() -> None:
+    chat = Chat().asked("a.png", " one ").answered("two").asked("a.png", "three").answered("four")
+    assert [turn.text for turn in chat.turns] == ["one", "two", "three", "four"]
+    again = chat.again()
+    assert (again.turns, again.num_retries) == (chat.turns[:3], 1)
+    assert chat.asked("b.png", "five").turns == (Turn("user", "five"),)
+    with pytest.raises(InputError, match="no answer yet"):
+        Chat().again()
+
+
+@pytest.mark.slow
+def test_the_panel_tells_recipe_precision_parity_and_speed(tmp_path: Path) -> None:
+    predictor = Predictor.open(make_bundle(tmp_path / "bundle"), device="cpu")
+    html = panel.facts(predictor, [10.0, 30.0, 20.0])
+    for expected in ("tiny_random / lora", "fp32", "Share of same choices", "20.0 tokens/s (median of 3 answers)"):
+        assert expected in html
+    assert "tiny_random / lora" in panel.header(predictor)
+    assert panel.notice("<b>") == '<p class="notice" role="alert">&lt;b&gt;</p>'
