@@ -3,6 +3,7 @@
 # make photos DATA=DIR   the same on your photos (captions.json and images/), with two pretrained backbones; SEED=0
 # make test         every test this machine can run
 # make test-fast    the tests that take less than a second each
+# make fuzz         the tests of random cases, with ten times as many: half an hour
 # make test-gpu     what only a machine with a GPU can test; WHEELS=DIR, MULTI=1 for several devices
 # make coverage     the fast tests, and which lines they reach
 # make checks       format, lint, types, import contracts, spelling
@@ -25,7 +26,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart families photos demo test test-fast test-gpu test-versions coverage docs docs-links dist checks format bench-data bench-step bench-train bench-gpu bench-checkpoint bench-merge bench-large bench-decode bench-eval bench-engine bench-scale bench-serve chaos environments lmms open-clip clean
+.PHONY: quickstart families photos demo test test-fast fuzz test-gpu test-versions coverage docs docs-links dist checks format bench-data bench-step bench-train bench-gpu bench-checkpoint bench-merge bench-large bench-decode bench-eval bench-engine bench-scale bench-serve chaos environments lmms open-clip clean
 
 quickstart: $(READY)
 	@find $(TORCH_EXTENSIONS_DIR) -name lock -delete 2>/dev/null || true
@@ -47,6 +48,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 --no-loadscope-reorder
+
+fuzz: $(READY)
+	SIGHTLINE_FUZZ=1 $(BIN)/python -m pytest -q -m fuzz --numprocesses 2 $(ARGUMENTS)
 
 # On a machine with a GPU; needs no network and no environment of ours. MULTI=1: the tests for several devices.
 test-gpu:

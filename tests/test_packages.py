@@ -138,8 +138,7 @@ def test_a_fresh_environment_trains_merges_quantizes_and_answers_from_another_di
         return ended.stdout
 
     assert done("-c", "import trainer; print(trainer.__file__)").startswith(str(tmp_path / "fresh"))
-    done("-m", "trainer.main", "mine.yaml", "--stage", "align")
-    done("-m", "trainer.main", "mine.yaml", "--stage", "lora")
+    done("-m", "trainer.main", "mine.yaml", "--stage", "all")
     sightline = str(python.with_name("sightline"))
     done(sightline, "merge", "run", "merged", "--stage", "lora", "--probes", "2")
     done(sightline, "quantize", "merged", "small", "--to", "nf4", "--probes", "2", "--force")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from eval.predictor import Decoding, Predictor, Query, Turn
 from models.common.errors import run_cli
 from tests.support.arrivals import CACHES, alone, answer_in_company, make_cache, mixed
 from tests.support.bundles import image, make_bundle
+from tests.support.sweeps import num_cases
 from tools.export.quantize import main as quantize
 
 
@@ -47,18 +47,25 @@ def test_text_is_that_of_the_query_alone(predictor: Predictor, kind: str) -> Non
         assert answer_in_company(predictor, asked, kind, seed) == expected
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["fp32", "nf4"])
-def test_text_is_that_of_the_query_alone_in_twenty_random_arrivals(tmp_path: Path, kind: str, form: str) -> None:
-    bundle = make_bundle(tmp_path / "bundle")
+@pytest.fixture(scope="module", params=["fp32", "nf4"])
+def answered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, list[str]]:
+    """A model in one form, and its answers to `mixed()`, each by itself."""
+    folder, form = tmp_path_factory.mktemp("arrivals"), str(request.param)
+    bundle = make_bundle(folder / "bundle")
     if form == "nf4":
-        words = [str(bundle), str(tmp_path / form), "--to", form, "--probes", "2", "--force"]
+        words = [str(bundle), str(folder / form), "--to", form, "--probes", "2", "--force"]
         assert run_cli(quantize, words) == 0
-        bundle = tmp_path / form
-    predictor, asked = Predictor.open(bundle, device="cpu"), mixed()
-    expected = alone(predictor, asked)
-    for seed in range(20):
-        assert answer_in_company(predictor, asked, kind, seed) == expected
+        bundle = folder / form
+    predictor = Predictor.open(bundle, device="cpu")
+    return predictor, alone(predictor, mixed())
+
+
+@pytest.mark.slow
+@pytest.mark.fuzz
+def test_text_is_that_of_the_query_alone_in_random_arrivals(answered: tuple[Predictor, list[str]], kind: str) -> None:
+    predictor, expected = answered
+    for seed in range(num_cases(4, 20)):
+        assert answer_in_company(predictor, mixed(), kind, seed) == expected
 
 
 def run(batch: Batch, found: dict[Row, str]) -> dict[Row, str]:

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 from models.common.errors import run_cli
+from tests.support import warm
 from tests.support.backbones import tiny_recipe, write_recipe
 from tests.support.benchmarks import make_benchmark
 from tests.support.documents import PAGES, commands, commands_of
@@ -209,12 +209,12 @@ def test_an_own_recipe_is_checked_tried_audited_and_replayed(tmp_path: Path, mon
     write_recipe(tmp_path / "recipes" / "mine.yaml", recipe)
     checked, tried, audited, printed, replayed = OWN_RECIPE
     assert run(checked) == 0
-    words = [sys.executable, *shlex.split(tried)[1:]]
+    words = [warm.python(), *shlex.split(tried)[1:]]
     done = subprocess.run(words, cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert run(audited.replace("RUN", "runs/try")) == 0
     assert run(printed.replace("RUN", "runs/try")) == 0
-    again = [sys.executable, "-m", "tools.replay", *shlex.split(replayed.replace("RUN", "runs/try"))[2:]]
+    again = [warm.python(), "-m", "tools.replay", *shlex.split(replayed.replace("RUN", "runs/try"))[2:]]
     again[-1] = "12"
     done = subprocess.run(again, cwd=tmp_path, env=_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

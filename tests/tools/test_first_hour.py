@@ -36,6 +36,7 @@ def test_each_message_is_the_codes_own() -> None:
                 assert piece.strip() in text, f"docs/cluster.md: {message}: the code says {piece!r} nowhere"
 
 
+@pytest.mark.slow
 def test_the_tests_for_devices_are_collected_and_skipped_here() -> None:
     """Those of one device and of several, by the command that the page names."""
     for more, least in ([], 20), (["--multi"], 3):

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from models.common.errors import InputError, run_cli
+from tests.support import warm
 from tests.support.backbones import tiny_recipe, write_recipe
 from tests.support.paths import REPOSITORY
 from tests.support.shards import write_set
@@ -93,7 +93,7 @@ def test_a_changed_recipe_is_refused_on_resume_and_a_finished_stage_stays(folder
     write_recipe(folder / "script.yaml", recipe)
 
     def start(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "trainer/main.py", str(folder / "script.yaml"), "--stage", "align", *words]
+        command = [warm.python(), "trainer/main.py", str(folder / "script.yaml"), "--stage", "align", *words]
         environment = {**os.environ, **(variables or {"DS_ACCELERATOR": "cpu"})}
         return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, check=False)
 

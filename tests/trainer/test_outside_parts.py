@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import warm
 from tests.support.backbones import tiny_recipe, write_recipe
 from tests.support.bundles import image
 from tests.support.outside import install_outside_parts
@@ -33,7 +33,7 @@ def run(*command: str, site: Path | None = None) -> subprocess.CompletedProcess[
     """A process of its own, with the packages of `site` installed in it."""
     path = os.pathsep.join(str(folder) for folder in (site, REPOSITORY) if folder is not None)
     return subprocess.run(
-        [sys.executable, *command],
+        [warm.python(), *command],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,

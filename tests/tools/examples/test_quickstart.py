@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from models.common.errors import InputError
+from tests.support import warm
 from tests.support.paths import REPOSITORY
 from tests.support.patience import GUARD_S, wait_until
 from tests.support.quickstart import TINY
@@ -46,15 +47,7 @@ def test_it_leaves_a_report_of_four_stages_and_a_bundle(quickstart_run: Path) ->
 @pytest.mark.slow
 def test_a_second_run_reuses_everything(quickstart_run: Path) -> None:
     bundle = (quickstart_run / "bundle" / "sightline.json").stat().st_mtime_ns
-    command = [
-        sys.executable,
-        "-m",
-        "tools.quickstart",
-        "--run",
-        str(quickstart_run),
-        "--sizes",
-        TINY.model_dump_json(),
-    ]
+    command = [warm.python(), "-m", "tools.quickstart", "--run", str(quickstart_run), "--sizes", TINY.model_dump_json()]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "$ " not in done.stdout
     assert done.stdout.count("done before") >= len(plan(quickstart_run, TINY, 0))
@@ -64,7 +57,7 @@ def test_a_second_run_reuses_everything(quickstart_run: Path) -> None:
 @pytest.mark.slow
 def test_every_python_line_of_the_readme_runs(quickstart_run: Path) -> None:
     script = "\n".join(commands("python")).replace("runs/quickstart", str(quickstart_run))
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run([warm.python(), "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\n")  # three steps of training may well answer with nothing
 
@@ -89,7 +82,7 @@ def test_every_command_of_the_readme_runs(quickstart_run: Path, tmp_path: Path, 
     words = shlex.split(text)
     words += ["--force"] if "tools.quantize" in line else []
     words += recipe_arguments(quickstart_run, TINY, 0)[1:] if words[0] == "deepspeed" else []
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PATH": f"{Path(warm.python()).parent}:{os.environ['PATH']}"}
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     if words[0] == "deepspeed":

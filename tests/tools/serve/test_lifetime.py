@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,29 +17,15 @@ import pytest
 from gradio_client import Client, handle_file
 
 from tests.support.bundles import image, make_bundle
-from tests.support.paths import REPOSITORY
 from tests.support.patience import GUARD_S
+from tests.support.served import SLOW_MODEL, served
 from tools.serve.lifetime import forget_old, own_folder
 
-STARTED = "the page is at "
 LONG = {"temperature": 2, "top_p": 1, "length": 400, "beams": 1}
-PROGRAM = """
-import sys, time
-import models.opening
-from models.opening import open_model
-def slowly(*arguments):
-    model = open_model(*arguments)
-    before = model.forward
-    def forward(*arguments, **options):
-        time.sleep(0.1)
-        return before(*arguments, **options)
-    model.forward = forward
-    return model
-models.opening.open_model = slowly
+PROGRAM = f"""{SLOW_MODEL.format(pause_s=0.1)}
 from tools.serve.demo import main
 sys.exit(main(sys.argv[1:]))
 """
-"""The page with answers that take their time, as on a slow machine."""
 
 
 def test_its_folder_holds_all_temporary_files_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,22 +53,9 @@ def test_old_files_and_those_that_are_too_many_are_forgotten(tmp_path: Path) -> 
 @contextmanager
 def serving(folder: Path, *, drain_s: float) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
     """The page as a process of its own: it, its address, and where it may write."""
-    bundle, place = make_bundle(folder / "bundle"), folder / "tmp"
-    place.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(place)}
-    command = [sys.executable, "-c", PROGRAM, str(bundle), "--device", "cpu", "--grace", str(drain_s)]
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=(folder / "log").open("w"), text=True
-    )
-    try:
-        assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
-        address = next((line.removeprefix(STARTED).strip() for line in lines if line.startswith(STARTED)), "")
-        assert address, (folder / "log").read_text()
-        yield process, address, place
-    finally:
-        process.kill()
-        process.wait()
+    words = [str(make_bundle(folder / "bundle")), "--device", "cpu", "--grace", str(drain_s)]
+    with served(PROGRAM, words, folder, r"the page is at (\S+)") as (process, address):
+        yield process, address, folder / "tmp"
 
 
 def ask_at_length(address: str, folder: Path) -> Any:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,29 +16,18 @@ import httpx
 import pytest
 
 from models.common.errors import run_cli
+from tests.support import warm
 from tests.support.paths import REPOSITORY
 from tests.support.patience import GUARD_S
+from tests.support.served import SLOW_MODEL, served
 from tests.support.servers import asking, picture_part
 from tools.cli import dispatch
 from trainer.distributed.ports import choose_port
 
-PROGRAM = """
-import sys, time
-from models.opening import open_model
-import models.opening
-def slowly(*arguments):
-    model = open_model(*arguments)
-    before = model.forward
-    def forward(*arguments, **options):
-        time.sleep(0.02)
-        return before(*arguments, **options)
-    model.forward = forward
-    return model
-models.opening.open_model = slowly
+PROGRAM = f"""{SLOW_MODEL.format(pause_s=0.02)}
 from tools.cli import main
 sys.exit(main())
 """
-"""The command with a model whose steps take their time, as on a slow machine."""
 
 LONG = {"max_tokens": 300, "temperature": 2.0, "seed": 3}
 
@@ -48,31 +35,9 @@ LONG = {"max_tokens": 300, "temperature": 2.0, "seed": 3}
 @contextmanager
 def serving(bundle: Path, folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`sightline serve` until the block ends: the process, and its address."""
-    place = folder / "tmp"
-    place.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(place)}
-    command = [
-        sys.executable,
-        "-c",
-        PROGRAM,
-        "serve",
-        str(bundle),
-        "--device",
-        "cpu",
-        "--port",
-        str(choose_port()),
-        *words,
-    ]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        assert process.stdout is not None
-        found = next((re.search(r"serving tiny at (\S+)/$", line.strip()) for line in process.stdout), None)
-        assert found, (folder / "log").read_text()
-        yield process, found[1]
-    finally:
-        process.kill()
-        process.wait()
+    command = ["serve", str(bundle), "--device", "cpu", "--port", str(choose_port()), *words]
+    with served(PROGRAM, command, folder, r"serving tiny at (\S+)/$") as found:
+        yield found
 
 
 def ended_well(text: str) -> bool:
@@ -159,7 +124,7 @@ def test_a_bad_command_line_is_one_line_and_exit_code_2(
 def test_a_bundle_that_cannot_be_opened_ends_the_server(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["serve", str(tiny_bundle), "--device", "cuda:77", "--port", str(choose_port())]
     done = subprocess.run(
-        [sys.executable, "-m", "tools.cli", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [warm.python(), "-m", "tools.cli", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert "cuda:77" in done.stderr

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from eval.predictor import Predictor
+from tests.support import warm
 from tests.support.paths import REPOSITORY
 from tests.support.patience import GUARD_S
 from tests.support.servers import MODEL, Running, file_of, running_server
@@ -59,10 +59,11 @@ def test_the_curl_lines_are_answered(shapes: Running, tmp_path: Path) -> None:
     assert {"status", "model", "running", "waiting"} in seen
 
 
+@pytest.mark.slow
 def test_the_program_of_the_page_prints_an_answer(shapes: Running, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(file_of())
     program = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[0]
-    command = [sys.executable, "-c", here(program, shapes)]
+    command = [warm.python(), "-c", here(program, shapes)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -231,6 +231,7 @@ def save_with_a_fault(ranks: DistributedContext, root: Path) -> tuple[str, str]:
     return faults[0], faults[1]
 
 
+@pytest.mark.slow
 def test_ranks_commit_together_or_not_at_all(tmp_path: Path) -> None:
     first, second = run_on_ranks(2, save_with_a_fault, tmp_path)
     assert first == second

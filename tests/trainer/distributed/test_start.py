@@ -147,6 +147,7 @@ def ranks(folder: Path, *acts: Act, port: int | None = None, run: str = "a run")
             process.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [find_bad_data, find_bad_data_before_meeting])
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize("others", [stand_still, wait_in_c])
@@ -157,11 +158,13 @@ def test_what_one_rank_cannot_is_every_ranks_line(tmp_path: Path, fault: Act, pl
         assert started.ends() == [(2, "error: data/x: unreadable\n")] * 3
 
 
+@pytest.mark.slow
 def test_what_every_rank_finds_each_of_them_says_once(tmp_path: Path) -> None:
     with ranks(tmp_path, *[find_bad_data_before_meeting] * 2) as started:
         assert started.ends() == [(2, "error: data/x: unreadable\n")] * 2
 
 
+@pytest.mark.slow
 def test_a_bug_before_the_loop_ends_the_others_and_keeps_its_traceback(tmp_path: Path) -> None:
     with ranks(tmp_path, stand_still, have_a_bug) as started:
         (first, line), (second, output) = started.ends()
@@ -172,6 +175,7 @@ def test_a_bug_before_the_loop_ends_the_others_and_keeps_its_traceback(tmp_path:
     assert "Traceback" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_lost_rank_ends_the_others_to_be_started_again(tmp_path: Path, place: int) -> None:
     acts = [stand_still, stand_still]
@@ -223,6 +227,7 @@ def test_ranks_that_are_all_suspended_for_longer_than_the_limit_go_on(tmp_path: 
         assert [process.exitcode for process in started.processes] == [None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_is_heard_while_a_rank_waits_where_python_does_not_run(tmp_path: Path, number: signal.Signals) -> None:
     with ranks(tmp_path, wait_in_c, wait_in_c) as two:
@@ -234,6 +239,7 @@ def test_a_signal_is_heard_while_a_rank_waits_where_python_does_not_run(tmp_path
         assert [(code, said in output) for code, output in two.ends()] == [(ExitCode.REQUEUE, True)] * 2
 
 
+@pytest.mark.slow
 def test_a_signal_is_heard_by_a_rank_that_waits_for_the_first(tmp_path: Path) -> None:
     port = choose_port()
     process = forkserver_context().Process(
@@ -261,6 +267,7 @@ def test_a_port_of_somebody_else_is_said_by_every_rank(tmp_path: Path) -> None:
             assert started.ends() == [(2, line)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["another run", "a run"])  # the same command twice is a stranger, too
 def test_a_port_of_another_training_run_is_said_and_that_run_goes_on(tmp_path: Path, run: str) -> None:
     port = choose_port()

@@ -41,6 +41,7 @@ def fused_backends(ranks: DistributedContext) -> None:
         check_backends(ranks, ZEROS)
 
 
+@pytest.mark.slow
 def test_every_zero_stage_steps_and_restores_with_the_fused_kernel() -> None:
     """torch's fused AdamW exists for CPUs too: that of offloaded stages beside a GPU."""
     run_on_ranks(2, fused_backends)
@@ -90,6 +91,7 @@ def device_waits(ranks: DistributedContext, zeros: tuple[str, ...]) -> dict[str,
     return found
 
 
+@pytest.mark.slow
 def test_deepspeed_waits_for_the_device_in_no_step() -> None:
     """Its throughput timer, on by default, waited 8 times in a step of four micro-batches."""
     assert run_on_ranks(1, device_waits, ("zero0", "zero1", "zero2", "zero3"))[0] == dict.fromkeys(

@@ -73,6 +73,7 @@ def _squared_norm(adam: torch.optim.Optimizer) -> float:
     return sum(float(gradient.double().square().sum()) for gradient in gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_adam_is_given_the_norm_that_the_recipe_says(world_size: int) -> None:
     """No clipping: 800 stays 800, whatever DeepSpeed's default is; 5 gives 5; a norm within the limit is untouched."""

@@ -131,6 +131,7 @@ def found() -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", ZEROS)
 def test_masters_are_exact_and_what_the_forward_uses_is_them_rounded(found: dict[str, Any], zero: str) -> None:
     """A step of 1e-5, far below bf16's grain for weights of 0.04, moves every master."""
@@ -142,6 +143,7 @@ def test_masters_are_exact_and_what_the_forward_uses_is_them_rounded(found: dict
     assert of["cosine"] > 0.9995
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", ZEROS)
 def test_at_most_two_bytes_a_weight_and_direction_in_a_micro_batch(found: dict[str, Any], zero: str) -> None:
     """Forward and backward gather under ZeRO-3, and gradients are reduced; ZeRO-1 and 2 gather once, after the step."""
@@ -167,6 +169,7 @@ def reduced_bytes(ranks: DistributedContext, limits: list[float]) -> list[list[f
     return found
 
 
+@pytest.mark.slow
 def test_gradients_that_fit_are_reduced_once_a_step() -> None:
     once, each = run_on_ranks(2, reduced_bytes, [4.0 * NUM_WEIGHTS, 4.0 * NUM_WEIGHTS - 1])[0]
     assert once == [0.0, 0.0, pytest.approx(4.0, rel=0.01)]

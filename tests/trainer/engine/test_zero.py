@@ -206,6 +206,7 @@ def check_moments(ranks: DistributedContext, engine: Engine, zero: str) -> None:
         assert_equal(found, saved[kind], f"{zero}: {kind}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_slices_gradients_and_weights_are_those_of_the_whole_module(world_size: int) -> None:
     """Under every ZeRO stage, for one and two ranks: the same weights, gradients and moments as without DeepSpeed."""

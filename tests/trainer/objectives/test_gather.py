@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.distributed
 from torch import Tensor
@@ -44,6 +45,7 @@ def on_a_rank(ranks: DistributedContext) -> list[tuple[list[list[float]], list[l
     return found
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_rows_and_gradients_of_one() -> None:
     first, second = run_on_ranks(2, on_a_rank)
     for sizes, (everything, left, counts), (same, right, _) in zip(SIZES, first, second, strict=True):

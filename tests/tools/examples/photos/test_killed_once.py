@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from models.common.files import append_line
+from tests.support import warm
 from tests.support.backbones import tiny_recipe, write_recipe
 from tests.support.paths import REPOSITORY
 from tests.support.patience import GUARD_S, wait_until
@@ -87,13 +88,13 @@ def test_a_killed_stage_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     recipe: dict[str, Any] = tiny_recipe(tmp_path, tmp_path / "shards")
     recipe["stages"]["align"]["duration"] = {"unit": "steps", "count": 60}
     file = write_recipe(tmp_path / "recipe.yaml", recipe)
-    train = (sys.executable, "-m", "trainer.main", str(file), "--stage", "align")
+    train = ("-m", "trainer.main", str(file), "--stage", "align")
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
     weights = []
     for name, killed in (("killed", True), ("calm", False)):
         run = tmp_path / name
         command = [*train, f"run={run}"]
-        words = killed_once(run / "align", *command) if killed else command
+        words = killed_once(run / "align", sys.executable, *command) if killed else [warm.python(), *command]
         subprocess.run(words, cwd=REPOSITORY, env=environment, timeout=GUARD_S, check=True)
         newest = run / "align" / "checkpoints" / json.loads((run / "align" / "finished.json").read_text())["checkpoint"]
         weights.append(load_file(newest / "rank_00000_of_00001.safetensors"))
