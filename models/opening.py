@@ -127,9 +127,10 @@ def put_adapter(model: Any, directory: Path) -> Any:
     from models.common.sharded import TensorFiles
 
     stored = len(list(TensorFiles.of_file(directory / "adapter_model.safetensors")))  # peft takes a pickle otherwise
+    marks = (".lora_", ".modules_to_save.")
     with opening(directory, "does not open as an adapter of peft", "export it again"):
         adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=False)
-    inside = sum(".lora_" in name for name, _ in adapted.named_parameters())
+    inside = sum(any(mark in name for mark in marks) for name, _ in adapted.named_parameters())
     if inside != stored:
         raise InputError(f"{directory}: {stored} tensors in the adapter, {inside} in the model; is it another base?")
     return adapted.get_base_model().eval()

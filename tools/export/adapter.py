@@ -2,14 +2,17 @@
 
     language.model.layers.0.self_attn.q_proj.lora_A.default.weight
         --> base_model.model.model.layers.0...lora_A.weight                  over the recipe's language model
-        --> base_model.model.model.language_model.layers.0...lora_A.weight   over a whole model, which --base writes
+        --> base_model.model.model.language_model.layers.0...lora_A.weight   over a whole model: a published one that
+                                                                             was tuned, or one that --base writes
 
     OUT/adapter_config.json, adapter_model.safetensors    PeftModel.from_pretrained opens it; vLLM with --lora-modules
-    OUT/projector.safetensors                             where the projector learnt too, in stock Llava's names
+    OUT/projector.safetensors                             where the projector learnt too, in stock Llava's names; over a
+                                                          published model it is in the adapter, as `modules_to_save`
     OUT/parity.json, README.md
 
-vLLM serves a vision-language model with adapters on its language model, and no other projector beside: so its base is
-the directory that `--base` writes, which has the trained projector, and everything else that is no adapter.
+Names in a whole model are those of `tools.export.peft_names`. vLLM serves a vision-language model with adapters on its
+language model, and neither another projector beside nor `modules_to_save`: its base is the directory that `--base`
+writes, which has the trained projector, and everything else that is no adapter.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.common.errors import InputError
 from models.common.files import new_directory
+from tools.export import peft_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +56,7 @@ def export(source: Source, out: Path, options: ExportOptions) -> str:
         write_base(loaded, source, options.base, options)
     with new_directory(out) as directory:
         write_adapter(trained, directory, options.base)
-        has_projector = write_projector(trained, directory)
+        has_projector = not _is_over_published(trained, options.base) and write_projector(trained, directory)
         parity = _compare(loaded, directory, options)
         insist(parity, f"{out}: the adapter over its base differs from the trained model", options.force)
         write_parity(directory, parity)
@@ -73,20 +77,28 @@ def _check_tuning(source: Source) -> None:
         )
 
 
+def _is_over_published(trained: Trained, base: Path | None) -> bool:
+    return base is None and trained.model.layout is not None
+
+
 def _check_base(trained: Trained) -> None:
-    """Raise InputError unless the adapter's base is the language model that the recipe names, as it is."""
-    whole = [name for name in trained.names if name.startswith("language.") and MARK not in name]
+    """Raise InputError unless the adapter's base is the model, or the language model, that the recipe names."""
+    is_published = trained.model.layout is not None
+    whole = [name for name in trained.names if MARK not in name and not (is_published and peft_names.is_saved(name))]
+    if not is_published:
+        whole = [name for name in whole if name.startswith("language.")]
     if whole:
         raise InputError(
             f"{trained.where}: {min(whole)} was trained in full as well, so no published model is this adapter's base;"
             " write one with --base DIR"
         )
-    if trained.model.layout is not None:
+    beside = [name for name in trained.names if not name.startswith("language.")]
+    if is_published and beside and trained.facts.image.fit.grid is not None:
         raise InputError(
-            f"{trained.model.layout}: the adapter's base is a whole model, whose projector learns beside it; write that"
-            " base with --base DIR"
+            f"{trained.where}: {min(beside)} learnt too, and only the language model's adapter is written over a model of"
+            " native resolution; write the base with --base DIR"
         )
-    if trained.model.language.weights_directory() is None:
+    if not is_published and trained.model.language.weights_directory() is None:
         kind = type(trained.model.language).__name__
         raise InputError(f"{kind}: it starts from no published model; write the adapter's base with --base DIR")
 
@@ -103,19 +115,20 @@ def write_base(loaded: Loaded, source: Source, base: Path, options: ExportOption
     merge_loaded(plain, source, base, list(options.probes), force=options.force, memory_gb=options.memory_gb)
 
 
-def adapter_tensors(trained: Trained, *, is_whole_model: bool) -> Iterator[tuple[str, Tensor]]:
-    """The adapter's tensors in peft's names; `is_whole_model`: over Llava, whose vocabulary has the image's row."""
+def adapter_tensors(trained: Trained, *, base: Path | None) -> Iterator[tuple[str, Tensor]]:
+    """The adapter's tensors in peft's names; of parts beside the language model only over a published model."""
     from models.export import num_vocabulary_rows
 
-    rows = num_vocabulary_rows(trained.facts)
+    rows, is_published = num_vocabulary_rows(trained.facts), _is_over_published(trained, base)
+    is_whole_model = base is not None or is_published
     for name in sorted(trained.names):
-        if not name.startswith("language.") or MARK not in name:
+        if not is_published and (MARK not in name or not name.startswith("language.")):
             continue
         value = trained.weight(name)
         if is_whole_model and ".lora_embedding_A." in name and value.shape[1] < rows:
             mean = value.mean(dim=1, keepdim=True)  # as `with_image_row` makes the row of the embedding
             value = _joined(value, mean.expand(-1, rows - value.shape[1]))
-        yield peft_name(name, is_whole_model=is_whole_model), value.contiguous()
+        yield peft_names.peft_name(name, is_whole_model=is_whole_model), value.contiguous()
 
 
 def _joined(left: Tensor, right: Tensor) -> Tensor:
@@ -124,24 +137,15 @@ def _joined(left: Tensor, right: Tensor) -> Tensor:
     return torch.cat([left, right], dim=1)
 
 
-def peft_name(name: str, *, is_whole_model: bool) -> str:
-    """A checkpoint's name of an adapter weight -> its name in adapter_model.safetensors."""
-    plain = name.removeprefix("language.").replace(".default.weight", ".weight").removesuffix(".default")
-    plain = plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
-    if is_whole_model and plain.startswith("model."):
-        plain = f"model.language_model.{plain.removeprefix('model.')}"
-    return f"base_model.model.{plain}"
-
-
 def write_adapter(trained: Trained, directory: Path, base: Path | None) -> None:
     """Write adapter_model.safetensors and adapter_config.json, which names every adapted module in full."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    tuning: Any = trained.config.tune.language
-    tensors = dict(adapter_tensors(trained, is_whole_model=base is not None))
-    modules = {name.removeprefix("base_model.model.").partition(MARK)[0] for name in tensors}
+    tensors = dict(adapter_tensors(trained, base=base))
+    modules = {name.removeprefix(peft_names.ROOT).partition(MARK)[0] for name in tensors if MARK in name}
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    tuning: Any = trained.config.tune.language
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
@@ -152,14 +156,42 @@ def write_adapter(trained: Trained, directory: Path, base: Path | None) -> None:
         task_type="CAUSAL_LM",
         inference_mode=True,
         base_model_name_or_path=_base_name(trained, base),
+        modules_to_save=[peft_names.PROJECTOR] if any(MARK not in name for name in tensors) else None,
+        **_patterns(trained, modules),
     )
     config.target_modules = sorted(modules)  # peft keeps a set, whose order differs from process to process
     config.save_pretrained(directory)
 
 
+def _patterns(trained: Trained, modules: set[str]) -> dict[str, dict[str, Any]]:
+    """Rank and alpha of the modules of other parts than the language model.
+
+    Raises:
+        InputError: one part learnt LoRA and another DoRA, which peft has one word for.
+    """
+    from trainer.config.tuning import Lora
+
+    tune = trained.config.tune
+    ranks: dict[str, Any] = {}
+    alphas: dict[str, Any] = {}
+    for part, prefix in peft_names.PARTS.items():
+        tuning, inside = getattr(tune, part), sorted(name for name in modules if name.startswith(prefix))
+        if part == "language" or not inside or not isinstance(tuning, Lora):
+            continue
+        if tuning.dora != getattr(tune.language, "dora", False):
+            raise InputError(
+                f"{trained.where}: DoRA in one part and LoRA in another, which no adapter of peft can say; write the"
+                " whole model with --to stock"
+            )
+        ranks |= dict.fromkeys(inside, tuning.rank)
+        alphas |= dict.fromkeys(inside, tuning.alpha)
+    return {"rank_pattern": ranks, "alpha_pattern": alphas}
+
+
 def _base_name(trained: Trained, base: Path | None) -> str:
     """What the adapter is over; of a directory on this machine its name alone."""
-    name = str(base) if base is not None else str(getattr(trained.model.language, "path", "a new language model"))
+    source = trained.model if trained.model.layout is not None else trained.model.language
+    name = str(base) if base is not None else str(getattr(source, "path", "a new language model"))
     return Path(name).name if Path(name).is_absolute() or base is not None else name
 
 
@@ -208,7 +240,7 @@ def _bytes_whole(trained: Trained, options: ExportOptions) -> int:
     """Bytes of the base in fp32, in which it is opened."""
     from tools.export.answering import weight_bytes
 
-    directory = options.base or trained.model.language.weights_directory()
+    directory = options.base or trained.model.layout or trained.model.language.weights_directory()
     assert directory is not None  # `_check_base`
     return weight_bytes(directory) * (1 if trained.dtype.itemsize == 4 else 2)
 
@@ -218,9 +250,10 @@ def _read(loaded: Loaded, directory: Path, options: ExportOptions) -> Any:
     from tools.export.parity import device_of_this_machine, read_stock, read_trained
 
     trained, probes, device = loaded.trained, list(options.probes), device_of_this_machine()
-    if options.base is not None:
-        model = put_adapter(open_model(options.base, device).float(), directory)
-        return read_stock(model, open_processor(options.base), probes, device)
+    whole = options.base or trained.model.layout
+    if whole is not None:
+        model = put_adapter(open_model(whole, device).float(), directory)
+        return read_stock(model, open_processor(whole), probes, device)
     base = trained.model.language.weights_directory()
     assert base is not None  # `_check_base`
     language = put_adapter(open_language(base, trained.dtype).float().to(device), directory)

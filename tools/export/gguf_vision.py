@@ -52,7 +52,7 @@ def check_vision(config: Any, bundle: Path) -> None:
     if vision.model_type not in ("siglip_vision_model", "siglip"):
         raise InputError(
             f"{refusal}: llama.cpp's LLaVA graph puts a class token behind the patches and drops the first one; a model"
-            " with a SigLIP tower can be, and --to stock serves this one with vLLM"
+            " with a SigLIP tower can be, and --to stock writes this one for other programs"
         )
     if vision.hidden_act not in _GELU_TANH:
         raise InputError(f"{refusal}: llama.cpp computes GELU by tanh, its activation is {vision.hidden_act}")
