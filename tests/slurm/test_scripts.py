@@ -113,9 +113,24 @@ def test_one_task_a_gpu_from_a_copy_of_the_code(login: Login, script: str, stage
     job = run / "jobs" / "41"
     started = login.started()
     assert started.startswith("--nodes=2 --ntasks-per-node=4 --cpus-per-task=16 "), done.stdout + done.stderr
+    assert " --distribution=block:block --cpu-bind=cores " in started, "neighbouring ranks on one socket"
     words = f"{job}/recipe.yaml --stage {stage} run={run} seed=3"
     assert started.endswith(f"bash {job}/slurm/launch.sh task python {job}/trainer/main.py {words}")
     assert json.loads((job / "job.json").read_text())["overrides"] == [f"run={run}", "seed=3"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("job", "restart"), [("41", "0"), ("2857", "0"), ("2857", "1"), ("4294967295", "99")])
+def test_the_ranks_meet_below_the_ports_that_clients_get(login: Login, job: str, restart: str) -> None:
+    login.run("slurm/stage1.sh", "recipes/llava15_tiny.yaml", SLURM_JOB_ID=job)
+    login.shim("srun", f'echo "$MASTER_PORT $PYTORCH_CUDA_ALLOC_CONF" > {login.checkout}/met')
+    login.site("export PYTORCH_CUDA_ALLOC_CONF=backend:native")
+    launcher = login.checkout / "runs" / "quickstart" / "jobs" / job / "slurm" / "launch.sh"
+    words = ("train", "align", "recipes/llava15_tiny.yaml")
+    login.run(str(launcher), *words, SLURM_JOB_ID=job, SLURM_RESTART_COUNT=restart)
+    port, said = (login.checkout / "met").read_text().split()
+    assert 10_000 <= int(port) < 30_000
+    assert said == "backend:native"
 
 
 @pytest.mark.slow

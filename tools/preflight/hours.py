@@ -29,37 +29,46 @@ def check_hours(
     num_samples: int | None,
     step_traffic: Traffic,
 ) -> None:
-    """Steps by the duration, hours by needed FLOPs and an assumed share of the peak, and by what goes over the wire."""
+    """Steps by the duration, hours by needed FLOPs and an assumed share of the peak, and by what goes over the wire.
+
+    Where the steps follow from data that are not here, the time of a step and of 100,000 samples.
+    """
     stage = recipe.stage(name)
     steps = num_steps(stage, lengths, num_samples)
     peak = peak_flops(machine.device)
     if steps is None:
-        report.leave_out(f"{name}: steps and hours: they follow from the data, which are not here")
-        return
+        report.leave_out(f"{name}: steps: they follow from the data, which are not here")
     if peak is None:
-        report.fact(f"{steps:,} steps")
+        if steps is not None:
+            report.fact(f"{steps:,} steps")
         report.leave_out(f"{name}: hours: the peak of {machine.device} is not known here")
+        _tell_traffic(report, step_traffic, "")
         return
     row = row_counts(stage, lengths, worst=False).times(1 / stage.batch.micro_rows)
     step = row.times(stage.batch.global_rows)
-    flops = steps * sum(part.total for part in flops_estimator(stage, shape)(step).values())
-    hours = flops / (peak * machine.peak_share * machine.num_gpus) / 3600
-    report.fact(
-        f"{steps:,} steps; {hours:.1f} hours, computed from {flops:.2e} FLOPs at an assumed"
-        f" {machine.peak_share:.0%} of {machine.num_gpus} x {peak / 1e12:.0f} TFLOP/s"
-    )
-    _tell_traffic(report, step_traffic, steps, hours)
-
-
-def _tell_traffic(report: Report, step: Traffic, steps: int, hours: float) -> None:
-    if step.num_gpus == 1:
+    flops = sum(part.total for part in flops_estimator(stage, shape)(step).values())
+    step_s = flops / (peak * machine.peak_share * machine.num_gpus)
+    assumed = f"at an assumed {machine.peak_share:.0%} of {machine.num_gpus} x {peak / 1e12:.0f} TFLOP/s"
+    if steps is not None:
+        hours, waiting = steps * step_s / 3600, steps * step_traffic.seconds / 3600
+        report.fact(f"{steps:,} steps; {hours:.1f} hours, computed from {steps * flops:.2e} FLOPs {assumed}")
+        _tell_traffic(report, step_traffic, f"; {hours + waiting:.1f} hours if computation hides none of it")
         return
-    waiting = steps * step.seconds / 3600
+    num_steps_100k = 100_000 * lengths.mean.tokens / step.tokens
+    hours, waiting = num_steps_100k * step_s / 3600, num_steps_100k * step_traffic.seconds / 3600
     report.fact(
-        f"over the wire, a GPU and step: {gigabytes(step.gathered)} gathered, {gigabytes(step.reduced)} reduced,"
-        f" {step.seconds:.2f} s at an assumed {step.bytes_per_s / 1e9:.0f} GB/s;"
-        f" {hours + waiting:.1f} hours if computation hides none of it"
+        f"a step: {step_s:.2f} s, computed from {flops:.2e} FLOPs {assumed}; 100,000 samples: {hours:.2f} hours"
+        f" ({lengths.source})"
     )
+    _tell_traffic(report, step_traffic, f"; {hours + waiting:.2f} hours for those if computation hides none of it")
+
+
+def _tell_traffic(report: Report, step: Traffic, consequence: str) -> None:
+    if step.num_gpus > 1:
+        report.fact(
+            f"over the wire, a GPU and step: {gigabytes(step.gathered)} gathered, {gigabytes(step.reduced)} reduced,"
+            f" {step.seconds:.2f} s at an assumed {step.bytes_per_s / 1e9:.0f} GB/s{consequence}"
+        )
 
 
 def assumed_lengths(recipe: Recipe, name: str, shape: ModelShape) -> Lengths:

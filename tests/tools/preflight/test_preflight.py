@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,25 @@ def test_every_shipped_recipe_can_be_looked_at_without_its_weights(
     if ("vicuna7b" in stem or "qwen" in stem) and not stem.endswith("_tiny"):
         assert "together" in said
         assert "the parts' files are not on this machine" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_gpus", [8, 64])
+@pytest.mark.parametrize("tuned", ["align", "lora", "full"])
+def test_a_7b_without_data_has_memory_wire_and_hours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tuned: str, num_gpus: int
+) -> None:
+    file = REPOSITORY / "recipes" / "llava15_vicuna7b.yaml"
+    full = ["stages.lora.tune.language={kind: full, learning_rate: 2e-5}", "stages.lora.engine.zero=zero3"]
+    words = ["--stage", "align" if tuned == "align" else "lora", "--gpus", str(num_gpus), "--gpu-memory", "80GB"]
+    run_cli(main, [str(file), "--run", str(tmp_path / "run"), *words, *(full if tuned == "full" else [])])
+    said = capsys.readouterr().out
+    assert re.search(r"together +[\d.]+ GB +[\d.]+ GB\n", said)
+    assert re.search(r"a step: [\d.]+ s, computed from .* 100,000 samples: [\d.]+ hours \(assumed", said)
+    assert re.search(
+        r"over the wire, a GPU and step: [\d.]+ [MG]B gathered, [\d.]+ [MG]B reduced, .*; [\d.]+ hours", said
+    )
+    assert "steps: they follow from the data, which are not here" in said
 
 
 def test_a_sound_recipe_has_nothing_in_its_way(
