@@ -60,6 +60,7 @@ def load_from_tensors(
         tensors: by their names in the class.
         directory: where they lie, for errors.
     """
+    _be_quiet()
     with opening(directory, "cannot be loaded", advice), _placed():
         model, found = model_class.from_pretrained(
             None,
@@ -89,12 +90,19 @@ def load_whole(
     """
     from models.common.sharded import TensorFiles, has_tensor_files
 
+    _be_quiet()
     if has_tensor_files(directory):
         TensorFiles.open(directory)  # at once, and by name: transformers finds a damaged file when it comes to it
     with opening(directory, "cannot be loaded", advice), _placed():
         model, found = load(directory, output_loading_info=True, **_on_device(options))
     check_loaded(str(directory), found, unused=tuple(may_lack))
     return model
+
+
+def _be_quiet() -> None:
+    from models.quantized import tell_casts_once
+
+    tell_casts_once()
 
 
 class _Unread:

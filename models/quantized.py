@@ -1,4 +1,4 @@
-"""int8 layers of bitsandbytes that move with the model that they are in.
+"""int8 layers of bitsandbytes that move with the model that they are in, and say once what they cast.
 
 `Linear8bitLt` moves its scales in a `to` of its own. torch moves a whole model by each module's `_apply`, so the scales
 stay where they were (bitsandbytes 0.50, nn/modules.py), and the first product fails or reads another device's memory.
@@ -6,10 +6,38 @@ stay where they were (bitsandbytes 0.50, nn/modules.py), and the first product f
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import nn
+
+_PRODUCTS = "bitsandbytes.autograd._functions"
+"""The logger of int8 products."""
+
+
+class _Once(logging.Filter):
+    """Lets each text through once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_new = text not in self._told
+        self._told.add(text)
+        return is_new
+
+
+def tell_casts_once() -> None:
+    """Let bitsandbytes say once that an int8 layer's input is cast to fp16: it says so in every product of every layer.
+
+    A step of a 7B in bf16 would write 450 lines into a rank's log (bitsandbytes 0.50, autograd/_functions.py).
+    """
+    logger = logging.getLogger(_PRODUCTS)
+    if not any(isinstance(each, _Once) for each in logger.filters):
+        logger.addFilter(_Once())
 
 
 def follow_weights(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.quantized import follow_weights
+from models.quantized import follow_weights, tell_casts_once
 from models.vlm import VLM
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -39,6 +40,26 @@ def test_a_moved_model_multiplies_with_the_moved_weight(has_run: bool) -> None:
     ours._apply(torch.clone)
     kept = (ours.layer.weight, ours.layer.state)[has_run]
     assert kept.CB.data_ptr() == ours.layer.weight.data_ptr() != before
+
+
+def test_what_is_cast_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Not in every product: the records of two layers, twice each, in one dtype and in another."""
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+    for earlier in list(logger.filters):
+        logger.removeFilter(earlier)
+    layers = nn.Sequential(quantized().layer, quantized().layer).eval()
+
+    def said() -> int:
+        caplog.clear()
+        for dtype in (torch.bfloat16, torch.float32):
+            for _ in range(2):
+                layers(torch.randn(2, 8, dtype=dtype))
+        return sum("will be cast" in record.getMessage() for record in caplog.records)
+
+    assert said() == 8, "bitsandbytes says it otherwise now: is tell_casts_once still needed?"
+    tell_casts_once()
+    tell_casts_once()
+    assert said() == 2
 
 
 class Linear8bitLt(nn.Module):
