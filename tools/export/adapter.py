@@ -95,8 +95,8 @@ def _check_base(trained: Trained) -> None:
     beside = [name for name in trained.names if not name.startswith("language.")]
     if is_published and beside and trained.facts.image.fit.grid is not None:
         raise InputError(
-            f"{trained.where}: {min(beside)} learnt too, and only the language model's adapter is written over a model of"
-            " native resolution; write the base with --base DIR"
+            f"{trained.where}: {min(beside)} learnt too, and only the language model's adapter is written over a model"
+            " of native resolution; write the base with --base DIR"
         )
     if not is_published and trained.model.language.weights_directory() is None:
         kind = type(trained.model.language).__name__
