@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from sightline_packages import PACKAGES
 from tests.support.paths import REPOSITORY
@@ -35,15 +39,42 @@ def install(python: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def _empty_environment(folder: Path) -> tuple[Path, Path]:
+    """The interpreter of a new environment, and where its packages lie."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    return folder / "bin" / "python", site
+
+
+def environment_of(folder: Path, *packages: str) -> Path:
+    """The interpreter of a new environment with these packages and what they require, as pip would find it there.
+
+    Each file is a link into this environment, whose versions were tested together: the same files without unpacking
+    hundreds of megabytes.
+    """
+    python, site = _empty_environment(folder)
+    wanted, linked = list(packages), set[str]()
+    while wanted:
+        name = canonicalize_name(wanted.pop())
+        if name in linked:
+            continue
+        linked.add(name)
+        found = distribution(name)
+        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (site / top).is_symlink():
+                (site / top).symlink_to(str(found.locate_file(top)))
+        required = [Requirement(line) for line in found.requires or ()]
+        wanted += [each.name for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return python
+
+
 def fresh_environment(folder: Path) -> Path:
     """The interpreter of a new environment with the project in it; of this one it has the libraries alone.
 
     A `.pth` file adds their directory to the path. What is installed in there in editable form is not seen: of a
     directory that is added so, Python reads no `.pth` files.
     """
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    (site,) = folder.glob("lib/python*/site-packages")
+    python, site = _empty_environment(folder)
     libraries = Path(sys.executable).parents[1] / site.relative_to(folder)
     (site / "libraries.pth").write_text(f"{libraries}\n")
     install(str(python))

@@ -6,7 +6,6 @@ import ast
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from data_pipeline.images import open_image
 from models.common.sharded import TensorFiles
 from models.opening import open_processor
 from tests.support.documents import opening_lines
-from tests.support.paths import REPOSITORY
+from tests.support.installed import environment_of
 from tests.tools.conftest import beside
 
 WITHOUT_US = opening_lines()
@@ -58,19 +57,10 @@ def test_a_bundle_opens_with_the_backend_of_training(trained: dict[str, Any], mo
     assert type(processor.image_processor).__name__.endswith("Pil")
 
 
-def install(python: Path, *packages: str) -> None:
-    """By the outer environment's pip, at the versions that were tested together; nothing is compiled ahead."""
-    words = ["--python", str(python), "install", "--quiet", "--no-compile"]
-    words += ["--constraint", str(REPOSITORY / "constraints.txt"), *packages]
-    subprocess.run([sys.executable, "-m", "pip", *words], check=True)
-
-
 @pytest.mark.slow
 def test_a_fresh_environment_gives_the_same_answer(quickstart_run: Path, tmp_path: Path) -> None:
-    """torch, transformers, pillow; for NF4 bitsandbytes and what transformers wants with it. Some 90 s, mostly pip."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "fresh")], check=True)
-    python = tmp_path / "fresh" / "bin" / "python"
-    install(python, "torch", "transformers", "pillow", "bitsandbytes", "accelerate")
+    """torch, transformers, pillow; for NF4 bitsandbytes and what transformers wants with it; and what these require."""
+    python = environment_of(tmp_path / "fresh", "torch", "transformers", "pillow", "bitsandbytes", "accelerate")
     (tmp_path / "open.py").write_text(WITHOUT_US)
     world, bundle = quickstart_run / "world" / "held_out", quickstart_run / "bundle"
     question = json.loads((world / "questions.json").read_text())["questions"][0]["question"]
