@@ -233,6 +233,7 @@ def killed_behind(task: Task, out: Path, model: Path, worker: Worker, num_answer
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.slow
 def test_real_processes_killed_twenty_times_end_in_the_same_bytes(tiny: TinyBenchmark, model: Path) -> None:
     """Each kill falls around the moment at which an answer is written, on one, two or three workers in any order."""
     repeat_questions(tiny, 60)

@@ -81,6 +81,7 @@ def test_a_table_with_predictions(tmp_path: Path) -> None:
     assert found == {"circular": 0.0, "vanilla": 100.0}
 
 
+@pytest.mark.slow
 def test_submissions_of_docvqa_coco_and_mmvet(tmp_path: Path) -> None:
     truth = tmp_path / "val.json"
     truth.write_text(json.dumps({"data": [{"questionId": 5, "question": "?", "image": "a", "answers": ["seven"]}]}))

@@ -147,6 +147,7 @@ def test_a_recipe_that_cannot_be_started_stops_in_a_line(login: Login) -> None:
     assert "stopped: this recipe cannot be started" in done.stdout
 
 
+@pytest.mark.slow
 def test_containers_are_a_choice_of_the_site(login: Login) -> None:
     login.site("SIGHTLINE_SRUN=(--container-image=/i.sqsh) SIGHTLINE_WRAP=(apptainer exec --nv s.sif)")
     login.run("slurm/eval.sh", "runs/bundle", "--out", "x y.json")

@@ -47,6 +47,7 @@ def stock(directory: Path) -> Any:
     return AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
 
 
+@pytest.mark.slow
 def test_over_the_language_model_it_is_the_merged_one(run: dict[str, Any]) -> None:
     """The recipe's language model, as anybody opens it, and the bundle's language model without pictures."""
     from peft import PeftModel
@@ -64,6 +65,7 @@ def test_over_the_language_model_it_is_the_merged_one(run: dict[str, Any]) -> No
     assert (adapted - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_over_the_base_that_was_written_it_gives_the_merged_models_answers(run: dict[str, Any]) -> None:
     from peft import PeftModel
     from transformers import AutoProcessor
@@ -89,6 +91,7 @@ def test_over_the_base_that_was_written_it_gives_the_merged_models_answers(run: 
     assert verify(beside(run, "base")).parity.passed
 
 
+@pytest.mark.slow
 def test_files_names_and_report(run: dict[str, Any]) -> None:
     folder = beside(run, "over_base")
     assert sorted(file.name for file in folder.iterdir()) == [
@@ -109,6 +112,7 @@ def test_files_names_and_report(run: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_adapter_over_another_base_is_refused(run: dict[str, Any]) -> None:
     """peft only warns; nothing of the adapter would be used."""
     from transformers import AutoModelForCausalLM

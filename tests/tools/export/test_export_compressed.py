@@ -123,6 +123,7 @@ def test_8_bits_are_within_their_bounds(trained_in_any: dict[str, Any], tmp_path
     assert "compressed-tensors" in card
 
 
+@pytest.mark.slow
 def test_what_cannot_be_packed_is_refused(
     packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

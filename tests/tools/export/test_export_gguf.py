@@ -80,6 +80,7 @@ def written(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_each_tensor_is_the_bundles(llama: Path, written: Path) -> None:
     from gguf import GGUFReader
 

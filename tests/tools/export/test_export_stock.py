@@ -33,6 +33,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.slow
 def test_the_directory_is_the_bundle_and_a_card(trained_in_any: dict[str, Any], tmp_path: Path) -> None:
     bundle, out, figures = beside(trained_in_any, "bundle"), tmp_path / "hub", tmp_path / "figures.json"
     figures.write_text(json.dumps(FIGURES))
@@ -69,6 +70,7 @@ def test_nothing_tells_of_this_machine(trained: dict[str, Any], tmp_path: Path) 
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_a_run_is_merged_first(trained: dict[str, Any], tmp_path: Path) -> None:
     assert run_cli(main, [trained["run"], str(tmp_path / "hub"), "--to", "stock", "--probes", "1"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["hub"], "the merged one has gone"
@@ -81,6 +83,7 @@ def linear(folder: Path, width: int) -> Path:
     return folder / "bundle"
 
 
+@pytest.mark.slow
 def test_a_linear_projector_becomes_a_pair_with_gelu(tmp_path: Path) -> None:
     bundle, out = linear(tmp_path, width=64), tmp_path / "hub"
     assert run_cli(main, [str(bundle), str(out), "--to", "stock", "--probes", "2"]) == 0
@@ -90,6 +93,7 @@ def test_a_linear_projector_becomes_a_pair_with_gelu(tmp_path: Path) -> None:
     assert checks["a whole answer is written by stock transformers"] == 1
 
 
+@pytest.mark.slow
 def test_a_linear_projector_that_is_too_wide_stays_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

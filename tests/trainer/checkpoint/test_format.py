@@ -65,6 +65,7 @@ def die_at(call_number: int) -> None:
         setattr(Path, name, dying(getattr(Path, name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [1, 5])
 def test_killed_at_any_write_a_complete_one_is_found(tmp_path: Path, kept: int) -> None:
     """Every call that changes the disk is a place to die; the loader finds a complete checkpoint after each."""

@@ -27,6 +27,7 @@ def wheel(folder: Path, name: str = "tiny") -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_wheel_is_taken_by_its_hash_and_opened_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = wheel(tmp_path / "index")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
