@@ -8,20 +8,24 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from dataclasses import replace
+from typing import Generic, TypeVar
 
 from eval.decoding import Decoding
 from eval.prompts import Prompt
 
+Value = TypeVar("Value")
 
-class AnswerCache:
+
+class AnswerCache(Generic[Value]):
     """The last `num_answers` answers by query. Safe to use from several threads; 0 keeps none."""
 
     def __init__(self, num_answers: int) -> None:
         self._num_answers = num_answers
-        self._answers: OrderedDict[bytes, str] = OrderedDict()
+        self._answers: OrderedDict[bytes, Value] = OrderedDict()
         self._lock = threading.Lock()
 
-    def find(self, prompt: Prompt, decoding: Decoding) -> str | None:
+    def find(self, prompt: Prompt, decoding: Decoding) -> Value | None:
         """The cached answer to this prompt and decoding, which then counts as just used; None where there is none."""
         if not self._num_answers:
             return None
@@ -31,7 +35,7 @@ class AnswerCache:
                 self._answers.move_to_end(key)
             return self._answers.get(key)
 
-    def keep(self, prompt: Prompt, decoding: Decoding, answer: str) -> None:
+    def keep(self, prompt: Prompt, decoding: Decoding, answer: Value) -> None:
         """Store an answer; beyond the limit the least recently used one is removed."""
         if not self._num_answers:
             return
@@ -42,8 +46,7 @@ class AnswerCache:
 
 
 def _key(prompt: Prompt, decoding: Decoding) -> bytes:
-    digest = hashlib.sha256(repr((decoding, prompt.ids)).encode())
-    for name, pixels in sorted(prompt.pixels.items()):
-        digest.update(repr((name, tuple(pixels.shape), pixels.dtype)).encode())
-        digest.update(pixels.contiguous().numpy().tobytes())
-    return digest.digest()
+    """Every token, every pixel by its image's digest, and the decoding, of which a greedy one needs no seed."""
+    if decoding.temperature == 0:
+        decoding = replace(decoding, seed=0)
+    return hashlib.sha256(repr((decoding, prompt.ids, prompt.image_digests)).encode()).digest()

@@ -85,6 +85,11 @@ class Engine:
         """Loading, serving, draining, or dead."""
         return self._line.state
 
+    @property
+    def why(self) -> str:
+        """Why it takes nothing any more, once it is dead."""
+        return self._line.why
+
     def start(self) -> Engine:
         """Measure a token's keys and values, and begin to answer."""
         assert self._thread is None, "it was started before"

@@ -23,11 +23,13 @@ from eval.predictor import Predictor
 from eval.prompts import Prompt
 from eval.requests import EngineDead, EngineLimits, Request
 from eval.static_cache import StaticKVCache
-from eval.waiting import CLOSING, CLOSING_S, WaitingLine
+from eval.waiting import BROKEN, CLOSING, CLOSING_S, WaitingLine
 from models.common.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
+CUT_OFF = "the server is closing, and this answer ends before its end: ask again in a minute"
+"""What an answer is told that was being written when the time after SIGTERM was over."""
 MAX_FAULTS = 3
 """Steps in a row that may fail before the engine gives up."""
 
@@ -68,6 +70,7 @@ class EngineLoop:
                     self._turn()
         except Exception:
             logger.exception("the engine has stopped")
+            self._line.close(BROKEN)
         finally:
             self._line.close()
             self._end_all()
@@ -219,7 +222,7 @@ class EngineLoop:
         self._num_faults += 1
         if self._num_faults >= MAX_FAULTS:
             logger.error(f"{MAX_FAULTS} steps in a row failed: nothing is answered any more")
-            self._line.close()
+            self._line.close(BROKEN)
 
     def _works(self) -> bool:
         """Whether the model can still read a token: what failed was then the newcomers' own."""
@@ -244,9 +247,11 @@ class EngineLoop:
                 memory.clear()
 
     def _end_all(self) -> None:
-        closed = EngineDead(CLOSING, CLOSING_S)
-        for request in (*self.running.values(), *self._line.take_all()):
-            self._fail(request, closed, CLOSING_S)
+        why = self._line.why
+        for request in list(self.running.values()):
+            self._fail(request, EngineDead(CUT_OFF if why == CLOSING else why, CLOSING_S), CLOSING_S)
+        for request in self._line.take_all():
+            self._fail(request, EngineDead(why, CLOSING_S), CLOSING_S)
         self._forget()
         self._after_step()
 

@@ -82,7 +82,7 @@ class Predictor:
         self._max_length = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31))
         self.is_fixed = is_fixed
         self._pool = StaticCachePool(model, self.device) if is_fixed else None
-        self._answers = AnswerCache(num_answers)
+        self._answers: AnswerCache[str] = AnswerCache(num_answers)
         self.reader = self.make_reader(0, 0)
         """Reads prompts whole: what `answer` says in bf16 must not depend on what was asked before."""
         self._chat_reader = self.make_reader(kept_bytes, kept_bytes)

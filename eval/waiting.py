@@ -15,6 +15,7 @@ from collections.abc import Callable
 from eval.requests import Draining, EngineDead, QueueFull, Refused, Request, State
 
 CLOSING = "the server is closing: ask again in a minute"
+BROKEN = "the model does not answer any more; the server's log says more"
 CLOSING_S = 30.0
 """After which another process may have taken its place."""
 
@@ -28,7 +29,11 @@ class WaitingLine:
         self._changed = threading.Condition()
         self._requests: deque[Request] = deque()
         self._rejected = {kind.reason: 0 for kind in (QueueFull, Draining, EngineDead)}
-        self._seconds_an_answer, self._ended_s = 0.0, time.monotonic()
+        self._seconds_an_answer: float | None = None
+        self._since_s = time.monotonic()
+        """When the last answer ended, or when work came after there was none."""
+        self.why = BROKEN
+        """Why nothing is taken any more, once it is dead."""
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -50,7 +55,7 @@ class WaitingLine:
 
     def _refusal(self) -> Refused | None:
         if self.state == "dead":
-            return EngineDead("the model does not answer any more", CLOSING_S)
+            return EngineDead(self.why, CLOSING_S)
         if self.state == "draining":
             return Draining(CLOSING, CLOSING_S)
         if len(self._requests) >= self._limit:
@@ -58,14 +63,19 @@ class WaitingLine:
         return None
 
     def retry_after_s(self) -> float:
-        """When a place may be free: as many answers as wait, at the pace of the last ones; from 1 to 60 s."""
-        return min(max(len(self._requests) * self._seconds_an_answer, 1.0), 60.0)
+        """When those who wait now may be answered: so many answers, at the pace of the last ones; from 1 to 60 s.
+
+        Where the next one takes longer than the pace, or is the first of all, as long as it has taken so far.
+        """
+        pace_s = max(self._seconds_an_answer or 0.0, time.monotonic() - self._since_s)
+        return min(max(len(self._requests) * pace_s, 1.0), 60.0)
 
     def answered(self) -> None:
         """An answer has ended, which tells the pace."""
         now_s = time.monotonic()
-        self._seconds_an_answer += 0.1 * (now_s - self._ended_s - self._seconds_an_answer)
-        self._ended_s = now_s
+        took_s = now_s - self._since_s
+        before_s = took_s if self._seconds_an_answer is None else self._seconds_an_answer
+        self._seconds_an_answer, self._since_s = before_s + 0.1 * (took_s - before_s), now_s
 
     def take_cancelled(self) -> list[Request]:
         """Take out the requests that nobody waits for."""
@@ -93,17 +103,20 @@ class WaitingLine:
             if self.state == "loading":
                 self.state = "serving"
 
-    def close(self) -> None:
-        """Take nothing any more, and end the engine's thread."""
+    def close(self, why: str = CLOSING) -> None:
+        """Take nothing any more, and end the engine's thread; the first reason is what callers are told."""
         with self._changed:
-            self.state = "dead"
+            if self.state != "dead":
+                self.state, self.why = "dead", why
             self._changed.notify_all()
 
     def wait_for_work(self, is_busy: Callable[[], bool]) -> bool:
         """Wait until there is something to do: True, or until the end: False. Called after each turn."""
         with self._changed:
             self._changed.notify_all()  # a drain may wait for the last answer
-            self._changed.wait_for(lambda: self.state == "dead" or self._requests or is_busy())
+            if not self._requests and not is_busy():
+                self._changed.wait_for(lambda: self.state == "dead" or self._requests)
+                self._since_s = time.monotonic()  # time without work says nothing of the pace
             return self.state != "dead"
 
     def drain(self, grace_s: float, is_busy: Callable[[], bool]) -> bool:

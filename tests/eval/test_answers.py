@@ -28,19 +28,20 @@ def prompt(*ids: int, **pixels: torch.Tensor) -> Prompt:
         (prompt(1, 2, pixel_values=PIXELS.half()), GREEDY),
         (prompt(1, 2, image_sizes=PIXELS), GREEDY),
         (prompt(1, 2), GREEDY),
-        (prompt(1, 2, pixel_values=PIXELS), Decoding(seed=1)),
+        (prompt(1, 2, pixel_values=PIXELS), Decoding(seed=1, temperature=0.5)),
         (prompt(1, 2, pixel_values=PIXELS), Decoding(stop=("x",))),
     ],
 )
 def test_what_differs_in_anything_is_another_query(other: Prompt, decoding: Decoding) -> None:
-    cache = AnswerCache(4)
+    cache: AnswerCache[str] = AnswerCache(4)
     cache.keep(prompt(1, 2, pixel_values=PIXELS), GREEDY, "seen")
     assert cache.find(prompt(1, 2, pixel_values=PIXELS.clone()), GREEDY) == "seen"
     assert cache.find(other, decoding) is None
+    assert cache.find(prompt(1, 2, pixel_values=PIXELS), Decoding(seed=7)) == "seen", "greedy needs no seed"
 
 
 def test_the_answer_not_asked_for_longest_goes() -> None:
-    cache = AnswerCache(2)
+    cache: AnswerCache[str] = AnswerCache(2)
     for number in (1, 2):
         cache.keep(prompt(number), GREEDY, str(number))
     assert cache.find(prompt(1), GREEDY) == "1"
@@ -50,6 +51,6 @@ def test_the_answer_not_asked_for_longest_goes() -> None:
 
 
 def test_a_cache_of_none_keeps_none() -> None:
-    cache = AnswerCache(0)
+    cache: AnswerCache[str] = AnswerCache(0)
     cache.keep(prompt(1), GREEDY, "1")
     assert cache.find(prompt(1), GREEDY) is None

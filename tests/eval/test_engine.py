@@ -20,9 +20,11 @@ from eval.engine import (
     Piece,
     QueueFull,
 )
+from eval.engine_loop import CUT_OFF
 from eval.kv_cache import DynamicKVCache
 from eval.predictor import Decoding, Predictor
 from eval.static_cache import StaticKVCache
+from eval.waiting import CLOSING
 from models.common.errors import InputError
 from tests.support.arrivals import alone, mixed
 from tests.support.bundles import make_bundle
@@ -200,8 +202,9 @@ def test_what_a_drain_has_no_time_for_is_told_so(engine: Engine) -> None:
         assert isinstance(failed, Failed)
         assert isinstance(failed.error, EngineDead)
         assert failed.retry_after_s is not None
+        assert str(failed.error) in (CUT_OFF, CLOSING)
     assert engine.state == "dead"
-    with pytest.raises(EngineDead):
+    with pytest.raises(EngineDead, match=CLOSING):
         submit(engine, LONG)
 
 

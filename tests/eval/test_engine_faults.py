@@ -100,7 +100,7 @@ def test_three_failed_steps_in_a_row_are_the_end(engine: Engine) -> None:
         for _ in range(3):
             assert isinstance(submit(engine, LONG)[1].all()[1], Failed)
         until(lambda: engine.state == "dead")
-        with pytest.raises(EngineDead):
+        with pytest.raises(EngineDead, match="the server's log says more"):
             submit(engine, LONG)
 
 

@@ -12,14 +12,22 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Protocol
 
-from eval.engine import Ended, Event, Failed, Piece, QueueFull, Refused, Request
+from eval.engine import Ended, Event, Failed, Piece, QueueFull, Refused
 from tools.serve.errors import ApiError
 from tools.serve.gate import Visit
 from tools.serve.outbox import Outbox
 from tools.serve.settings import Settings
 
 KEEP_ALIVE_S = 15.0
+
+
+class Cancellable(Protocol):
+    """What the engine gives for a request, as far as an answer needs it."""
+
+    def cancel(self) -> None:
+        """End it before the next token."""
 
 
 class Answer:
@@ -32,7 +40,7 @@ class Answer:
         visit: whose log line tells its end.
     """
 
-    def __init__(self, request: Request, outbox: Outbox[Event], settings: Settings, visit: Visit) -> None:
+    def __init__(self, request: Cancellable, outbox: Outbox[Event], settings: Settings, visit: Visit) -> None:
         self._request, self._outbox, self._settings, self._visit = request, outbox, settings, visit
         self._early: list[Event] = []
         self._deadline_s = time.monotonic() + settings.answer_s

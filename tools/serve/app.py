@@ -12,13 +12,14 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from tools.serve.conversations import Conversations
 from tools.serve.errors import ApiError
 from tools.serve.gate import Gate, visit_of
 from tools.serve.keys import Keys
 from tools.serve.openai_api import openai_api
+from tools.serve.reference import reference_page
 from tools.serve.responses import ClientGoneError
 from tools.serve.rest_api import rest_api
 from tools.serve.service import Service
@@ -34,7 +35,13 @@ def build_app(service: Service) -> FastAPI:
         async with service.open():
             yield
 
-    app = FastAPI(title="Sightline", description=f"Serves {service.settings.model}.", lifespan=lifespan)
+    app = FastAPI(
+        title="Sightline",
+        description=f"Serves {service.settings.model}.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.include_router(openai_api(service))
     app.include_router(rest_api(service, Conversations()))
 
@@ -47,6 +54,11 @@ def build_app(service: Service) -> FastAPI:
     @app.get("/metrics", tags=["Operation"], summary="Figures for Prometheus", response_model=None)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=_PROMETHEUS)
+
+    @app.get("/docs", include_in_schema=False, response_model=None)
+    async def reference(request: Request) -> Response:
+        path = request.scope.get("root_path", "").rstrip("/")
+        return HTMLResponse(reference_page(app.openapi(), f"{path}/openapi.json"))
 
     app.exception_handler(ApiError)(_refused(service))
     app.exception_handler(HTTPException)(_not_there)

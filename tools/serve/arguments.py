@@ -47,6 +47,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     add("--queue-timeout", type=float, default=some.queue_s, help="seconds until an answer begins, else 503")
     add("--timeout", type=float, default=some.answer_s, help="seconds that an answer may take (default: %(default)s)")
     add("--grace", type=float, default=some.grace_s, help="seconds that answers have after SIGTERM")
+    add("--answers", type=int, default=some.answers, help="answers kept for the same question (default: %(default)s)")
     add("--fetch", action="store_true", help="fetch pictures from public http(s) addresses")
 
 
@@ -69,6 +70,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         queue_s=arguments.queue_timeout,
         answer_s=arguments.timeout,
         grace_s=arguments.grace,
+        answers=arguments.answers,
         fetches=arguments.fetch,
         hosts=tuple(arguments.allow_host),
         origins=tuple(origin.rstrip("/") for origin in arguments.cors),
@@ -92,7 +94,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in (*positive, *(("cache_gb",) if arguments.cache_gb is not None else ())):
         if not getattr(arguments, name) > 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: take a number above 0")
-    for name in ("waiting", "grace"):
+    for name in ("waiting", "grace", "answers"):
         if not getattr(arguments, name) >= 0:
             raise InputError(f"--{name} {getattr(arguments, name)}: take 0 or more")
     if not is_loopback(arguments.host) and arguments.api_keys is None and not arguments.without_keys:

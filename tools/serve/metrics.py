@@ -39,6 +39,7 @@ class Metrics:
         self._rejected = self._counter("rejected", "Requests refused because of the load", ("reason",))
         self._finished = self._counter("request_success", "Answers, by why they ended", ("finished_reason",))
         self._cancelled = self._counter("cancelled", "Requests whose client left before the end")
+        self._again = self._counter("answers_given_again", "Answers that were there already, for the same question")
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, those of pictures included")
         self._tokens = self._counter("generation_tokens", "Tokens that were written")
         self._prepare_s = self._histogram("prepare_seconds", "Decoding pictures and encoding the prompt", _SECONDS)
@@ -62,6 +63,10 @@ class Metrics:
     def rejected(self, reason: str) -> None:
         """Count a request that the load has refused."""
         self._rejected.labels(reason).inc()
+
+    def answered_again(self) -> None:
+        """Count an answer that did not have to be written."""
+        self._again.inc()
 
     def prepared(self, seconds: float) -> None:
         """Note how long pictures and prompt took."""

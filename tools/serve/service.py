@@ -12,13 +12,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from data_pipeline.images import check_header, open_image
 from data_pipeline.limits import ImageError
+from eval.answers import AnswerCache
 from eval.decoding import Decoding
-from eval.engine import Draining, Ended, Engine, EngineDead, Event, Refused
+from eval.engine import Draining, Ended, Engine, EngineDead, Event, Piece, Refused
 from eval.prompts import Prompt, Query
 from models.common.errors import InputError
 from tools.serve.answer import Answer, refusal
@@ -50,6 +52,7 @@ class Service:
         self.bodies = Bodies(settings)
         self.pictures = Budget(settings.picture_bytes)
         self.shares = Shares(settings.per_client)
+        self.answers: AnswerCache[tuple[Event, ...]] = AnswerCache(settings.answers)
         self.metrics = Metrics(self._gauges, self._counters)
         self.started_s = int(time.time())
         self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
@@ -163,16 +166,27 @@ class Service:
 
     def _submit(self, prompt: Prompt, decoding: Decoding, visit: Visit) -> Answer:
         assert self._bridge is not None
-        outbox: Outbox[Event] = Outbox()
-        post = partial(self._bridge.post, outbox)
+        engine, outbox = self._ready(), Outbox[Event]()
+        kept = self.answers.find(prompt, decoding)
+        if kept is not None:
+            for event in kept:
+                outbox.put(event)
+            self.metrics.answered_again()
+            return Answer(_Nobody(), outbox, self.settings, visit)
+        post, pieces = partial(self._bridge.post, outbox), list[str]()
 
         def on_event(event: Event) -> None:
             post(event)
+            if isinstance(event, Piece):
+                pieces.append(event.text)
             if isinstance(event, Ended):
                 self._count(event)
+                if event.reason != "cancelled":
+                    again = replace(event, queue_s=0.0, prefill_s=0.0, decode_s=0.0)
+                    self.answers.keep(prompt, decoding, (Piece("".join(pieces)), again))
 
         try:
-            request = self._ready().submit(prompt, decoding, on_event)
+            request = engine.submit(prompt, decoding, on_event)
         except Refused as error:
             raise refusal(error) from None
         return Answer(request, outbox, self.settings, visit)
@@ -183,7 +197,7 @@ class Service:
         if self.engine.state == "draining":
             raise refusal(Draining("the server is closing: ask again in a minute", 30.0))
         if self.engine.state == "dead":
-            raise refusal(EngineDead("the model is not answering; the server's log says more", 60.0))
+            raise refusal(EngineDead(self.engine.why, 60.0))
         return self.engine
 
     def after_step(self) -> None:
@@ -210,6 +224,13 @@ class Service:
 
     def _counters(self) -> Values:
         return engine_counters(self.engine.stats()) if self.engine is not None else {}
+
+
+class _Nobody:
+    """Instead of the engine's request, where an answer was there already."""
+
+    def cancel(self) -> None:
+        """Nothing goes on."""
 
 
 def _measure(files: Sequence[bytes], settings: Settings) -> int:

@@ -30,6 +30,8 @@ class Settings:
     queue_s: float = 60.0
     answer_s: float = 300.0
     grace_s: float = 30.0
+    answers: int = 0
+    """Whole answers that are kept, and given again to the same question with the same decoding before it waits."""
     fetches: bool = False
     hosts: tuple[str, ...] = ()
     """Names under which it is asked, beside addresses, localhost and the machine's own; ("*",) is any."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -16,9 +16,11 @@ import openai
 import pytest
 from PIL import Image
 
+from data_pipeline.images import open_image
 from eval.predictor import Predictor
 from tests.support.patience import GUARD_S
 from tests.support.servers import Running, asking, file_of, picture_part, running_server, slow_steps
+from tools.dev.bench.serving import large_picture
 
 PATH = "/v1/chat/completions"
 LONG = {"max_tokens": 400, "temperature": 2.0, "seed": 3}
@@ -263,6 +265,57 @@ def test_health_and_metrics_tell_what_goes_on(tiny_predictor: Predictor) -> None
         assert int(draining.headers["retry-after"]) > 0
         engine.close()
         assert httpx.get(server.url + "/health", timeout=GUARD_S).json()["status"] == "dead"
+
+
+def test_the_same_question_is_answered_again_without_the_engine(tiny_predictor: Predictor) -> None:
+    with running_server(tiny_predictor, answers=4) as server:
+        for more in ({}, {"temperature": 1.5, "seed": 5}):
+            body = {**asking("What?"), **more}
+            first, second = send(server, body).json(), send(server, body).json()
+            assert second["choices"] == first["choices"]
+            assert second["usage"] == first["usage"]
+        written = server.engine.stats().tokens
+        streamed = send(server, {**asking("What?"), "stream": True}).text
+        assert streamed.endswith("data: [DONE]\n\n")
+        assert server.engine.stats().tokens == written
+        assert send(server, asking("Where?")).status_code == 200
+        assert server.engine.stats().tokens > written
+        assert "sightline_answers_given_again_total 3.0" in httpx.get(server.url + "/metrics", timeout=GUARD_S).text
+
+
+@pytest.mark.slow
+def test_decoding_a_large_picture_leaves_the_interpreter_to_others() -> None:
+    """While one thread decodes, another gets turns: it never waits for more than a part of the CPU time that takes."""
+    data = large_picture(9000, 6000)
+    shares = (_longest_hold(lambda: open_image(data).resize((336, 336))) for _ in range(10))
+    assert any(share < 0.3 for share in shares)
+
+
+def _longest_hold(work: Callable[[], object]) -> float:
+    """The most CPU time that `work` took between two turns of this thread, by all that it took."""
+    begun, may_go = threading.Event(), threading.Event()
+    done: list[float] = []
+
+    def run() -> None:
+        begun.set()
+        may_go.wait()
+        work()
+        done.append(time.thread_time())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    begun.wait()
+    assert thread.ident is not None
+    clock, longest_s = time.pthread_getcpuclockid(thread.ident), 0.0
+    last_s = time.clock_gettime(clock)
+    may_go.set()
+    while not done:
+        time.sleep(0.0005)
+        with suppress(OSError):  # the thread has ended
+            now_s = time.clock_gettime(clock)
+            longest_s, last_s = max(longest_s, now_s - last_s), now_s
+    thread.join()
+    return longest_s / done[0]
 
 
 def test_many_clients_at_once_get_what_each_would_alone(server: Running, tiny_predictor: Predictor) -> None:
