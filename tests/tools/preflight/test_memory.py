@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from weakref import WeakSet
 
 import pytest
 import torch
 
 from data_pipeline.batch import collate
 from models.build import build_vlm, read_metadata
+from tests.support.autograd import kept_by_autograd
 from tests.support.backbones import tiny_recipe
 from tests.support.shards import write_set
-from tools.dev.bench.count import as_on_a_gpu
 from tools.preflight import memory
 from tools.preflight.geometry import count_parts
 from trainer.config.recipe import Recipe
@@ -41,30 +40,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("preflight")
     write_set(folder / "shards", [5, 1, 9], words=20)
     return tiny_recipe(folder, folder / "shards")
-
-
-class Saved:
-    """A tensor in the keeping of autograd's graph: it goes when its node does."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-
-
-def kept_by_autograd(module: TrainingTask, batch: Any) -> int:
-    """Bytes of every storage that a forward keeps for its backward, the parameters' own left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    alive = WeakSet[Saved]()
-
-    def pack(tensor: torch.Tensor) -> Saved:
-        saved = Saved(tensor)
-        alive.add(saved)
-        return saved
-
-    with as_on_a_gpu(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
-        sums = module(batch)
-    assert sums.loss_sum.requires_grad
-    storages = [saved.tensor.untyped_storage() for saved in alive]
-    return sum({each.data_ptr(): each.nbytes() for each in storages if each.data_ptr() not in own}.values())
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ from data_pipeline.batch import Batch, collate
 from data_pipeline.index_build import build_index
 from data_pipeline.sample import Encoded
 from models.build import ModelMetadata, build_vlm, read_metadata
+from tests.support.autograd import kept_by_autograd
 from tests.support.qformer import qformer_recipe
 from tests.support.shards import caption_sample, write_tar
-from tests.tools.preflight.test_preflight import kept_by_autograd
 from tests.trainer.flops.test_language import PlainCounter
 from trainer.config.recipe import Recipe
 from trainer.engine.train_step import TrainingTask
