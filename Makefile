@@ -24,6 +24,8 @@ WORKERS := $(shell echo $$(( $$(nproc) < 3 ? $$(nproc) + 1 : 4 )))
 # A killed build of a DeepSpeed op leaves a lock on which every later start hangs; keep builds with the environment.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export TOKENIZERS_PARALLELISM := false
+# Without bytecode each of hundreds of processes would compile this project anew.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: quickstart families photos demo test test-fast fuzz test-gpu test-versions coverage docs docs-links dist checks format bench-data bench-step bench-train bench-gpu bench-checkpoint bench-merge bench-large bench-decode bench-eval bench-engine bench-scale bench-serve chaos environments lmms open-clip clean

@@ -57,7 +57,7 @@ def test_flash_attention_is_told(is_wanted: bool, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=varlen))
     attention._flash_kernel.cache_clear()
-    name, kernel = attention._flash_kernel()
+    name, kernel = attention._flash_kernel(is_causal=True)
     attention._flash_kernel.cache_clear()
     set_determinism(is_wanted)
     states = torch.ones(4, 2, 8)
