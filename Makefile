@@ -28,7 +28,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart families photos demo test test-fast fuzz test-gpu test-versions coverage docs docs-links dist checks format bench-data bench-step bench-train bench-gpu bench-checkpoint bench-merge bench-large bench-decode bench-eval bench-engine bench-scale bench-serve chaos environments lmms open-clip clean
+.PHONY: quickstart families photos demo test test-fast fuzz test-gpu test-versions coverage docs docs-links dist checks format bench-data bench-step bench-train bench-gpu bench-checkpoint bench-merge bench-large bench-decode bench-eval bench-engine bench-scale bench-serve chaos environments interop lmms open-clip clean
 
 quickstart: $(READY)
 	@find $(TORCH_EXTENSIONS_DIR) -name lock -delete 2>/dev/null || true
@@ -140,6 +140,11 @@ bench-checkpoint: $(READY)
 
 chaos: $(READY)
 	$(BIN)/python -m tools.chaos
+
+# What `sightline export` writes, opened by transformers 4.57 and 5, vLLM, lmms-eval and llama.cpp, each in an environment of
+# its own below build/interop (5 GB): 15 minutes. Not a part of `make test`. ARGUMENTS=vLLM: that program alone.
+interop: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.interop $(ARGUMENTS)
 
 # Bundles made with torchvision and without it, on a CPU with AVX512-BF16 and on one without: two environments, an hour.
 environments: $(READY)

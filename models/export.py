@@ -45,12 +45,31 @@ def names_in_file(name: str) -> tuple[str, ...]:
             f"{part}.vision_model.{rest}",
             plain,
             plain.replace(".model.", ".", 1),
+            hub_name(plain),
             f"model.{part}.vision_model.{rest}",
             name,
         )
     if part == "language_model":
         return f"language_model.model.{rest}", name, f"model.{rest}"
     return f"{part}.{rest}", name
+
+
+_DINOV2 = {
+    ".attention.q_proj.": ".attention.attention.query.",
+    ".attention.k_proj.": ".attention.attention.key.",
+    ".attention.v_proj.": ".attention.attention.value.",
+    ".attention.o_proj.": ".attention.output.dense.",
+}
+"""In DINOv2's class of transformers 5 -> on the hub. Source: transformers' conversion_mapping.py, `Dinov2Model`."""
+
+
+def hub_name(name: str) -> str:
+    """The hub's name of a bundle's tensor: transformers 5 renames DINOv2's attention, 4.57 does not."""
+    if not name.startswith("vision_tower.encoder.layer."):
+        return name
+    for ours, theirs in _DINOV2.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 def projector_tensors(config: ModelSource, weights: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -30,6 +30,17 @@ def make_dinov2(*, image_size: int = 42) -> Any:
     return model.eval()
 
 
+def with_dinov2(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The recipe with a DINOv2 of `make_dinov2` as its tower, which is written to `folder`."""
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+    make_dinov2().save_pretrained(folder / "dinov2")
+    crop = {"height": 42, "width": 42}
+    BitImageProcessorPil(size={"shortest_edge": 42}, crop_size=crop).save_pretrained(folder / "dinov2")
+    recipe["model"]["vision"] = {"kind": "dinov2", "path": str(folder / "dinov2"), "feature_layer": -1}
+    return recipe
+
+
 class Headed(nn.Module):
     """A tower in a larger graph, as a package that uses one would export it."""
 

@@ -106,13 +106,25 @@ def _check_base(trained: Trained) -> None:
 def write_base(loaded: Loaded, source: Source, base: Path, options: ExportOptions) -> None:
     """Write the bundle of what was trained without the adapters, compared with the same.
 
+    A projector of one layer is written as `stock` writes it, since vLLM takes no other.
+
     Raises:
         InputError: parity fails.
     """
+    from models.opening import open_config
+    from models.registered import OWN_CONFIGS
+    from tools.export import published
+    from tools.export.bundle import hidden_beside
     from tools.export.merge import merge_loaded
 
     plain = dataclasses.replace(loaded, trained=loaded.trained.without_adapters())
-    merge_loaded(plain, source, base, list(options.probes), force=options.force, memory_gb=options.memory_gb)
+    with hidden_beside(base) as merged:
+        merge_loaded(plain, source, merged, list(options.probes), force=options.force, memory_gb=options.memory_gb)
+        config = open_config(merged)
+        if not isinstance(config, OWN_CONFIGS) and getattr(config, "projector_hidden_act", "") == "linear":
+            published.export(merged, base, options)
+        else:
+            merged.rename(base)
 
 
 def adapter_tensors(trained: Trained, *, base: Path | None) -> Iterator[tuple[str, Tensor]]:

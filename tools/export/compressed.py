@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from tools.export.parity import Reading
 
 
+RENAMED = ("dinov2", "dinov2_with_registers")
+"""Towers for which transformers' conversion_mapping.py converts one weight into two (gate and up). Its reader of packed
+weights adds sources that such a converter does not take: "source keys=['mlp.weights_in.weight_packed', ..."."""
+
+
 def export_w4a16(bundle: Path, out: Path, options: ExportOptions) -> str:
     """Write the bundle with 4 bits a weight; see `export`."""
     return export(bundle, out, options, "w4a16")
@@ -54,7 +59,14 @@ def export(bundle: Path, out: Path, options: ExportOptions, precision: Any) -> s
     manifest = verify(bundle)
     if manifest.precision not in ("fp32", "fp16", "bf16"):
         raise InputError(f"{bundle}: it is {manifest.precision} already; export the merged bundle it was made from")
-    check_stock(open_config(bundle), bundle, precision)
+    config = open_config(bundle)
+    check_stock(config, bundle, precision)
+    if config.vision_config.model_type in RENAMED:
+        raise InputError(
+            f"{bundle}: a tower of type {config.vision_config.model_type} cannot be exported to {precision}:"
+            " transformers joins weights of it when it opens them, and cannot beside packed ones; --to stock and"
+            " `sightline quantize --to nf4` can"
+        )
     with new_directory(out) as directory, TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         compression = Compression.calibrated(bundle, Path(scratch), options, precision)
         return compression.write(directory, out, manifest)

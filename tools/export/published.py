@@ -94,7 +94,9 @@ def projector_pair(files: TensorFiles, config: Any) -> dict[str, Tensor] | None:
 
 
 def stock_tensors(files: TensorFiles, pair: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
-    """The bundle's tensors, those of the projector replaced where there is a pair."""
+    """The bundle's tensors by the hub's names, those of the projector replaced where there is a pair."""
+    from models.export import hub_name
+
     for name in files:
         part, _, rest = name.partition(".")
-        yield name, pair[rest] if pair is not None and part == PROJECTOR else files.read(name)
+        yield hub_name(name), pair[rest] if pair is not None and part == PROJECTOR else files.read(name)

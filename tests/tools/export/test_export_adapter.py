@@ -154,3 +154,16 @@ def test_a_base_that_learnt_in_full_has_to_be_written(tmp_path: Path, capsys: py
     assert run_cli(main, [*words, "--base", str(tmp_path / "base")]) == 0
     base = stock(tmp_path / "base")
     assert torch.equal(base.model.language_model.norm.weight, inherited["language.model.norm.weight"])
+
+
+@pytest.mark.slow
+def test_a_base_with_a_projector_of_one_layer_is_one_that_vllm_takes(tmp_path: Path) -> None:
+    """vLLM knows no activation `linear`: two layers with GELU between them compute the same."""
+    recipe = run_of(tmp_path, projector="linear")
+    write_finished(recipe, "lora")
+    words = [recipe["run"], str(tmp_path / "out"), "--to", "adapter", "--base", str(tmp_path / "base"), "--probes", "1"]
+    assert run_cli(main, words) == 0
+    assert json.loads((tmp_path / "base" / "config.json").read_text())["projector_hidden_act"] == "gelu"
+    assert verify(tmp_path / "base").parity.passed
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
+    assert not list(tmp_path.glob(".base*"))

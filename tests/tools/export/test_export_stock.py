@@ -17,6 +17,7 @@ from models.common.sharded import TensorFiles
 from models.projectors.linear import gelu_pair
 from tests.support.bundles import image
 from tests.support.checkpoints import write_finished
+from tests.support.foreign import with_dinov2
 from tests.tools.conftest import beside, merge, run_of
 from tools.export.__main__ import main
 
@@ -140,3 +141,23 @@ def test_figures_that_are_none(trained: dict[str, Any], tmp_path: Path, capsys: 
     assert run_cli(main, [str(beside(trained, "bundle")), str(tmp_path / "hub"), *words]) == 2
     assert "figures.json: not what eval.run writes" in capsys.readouterr().err
     assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.slow
+def test_a_dinov2_tower_has_the_hubs_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `save_pretrained` writes them, which transformers 4.57 knows alone; packed weights beside it are refused."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    recipe = with_dinov2(run_of(tmp_path), tmp_path)
+    write_finished(recipe, "lora")
+    assert merge(recipe, tmp_path / "bundle", "--probes", "1") == 0
+    assert run_cli(main, [str(tmp_path / "bundle"), str(tmp_path / "hub"), "--to", "stock", "--probes", "1"]) == 0
+    drawn = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tmp_path / "bundle"))
+    drawn.save_pretrained(tmp_path / "saved")
+    ours, theirs = (set(TensorFiles.open(tmp_path / name)) for name in ("hub", "saved"))
+    assert {name for name in ours if name.startswith("vision_tower.")} == {
+        name for name in theirs if name.startswith("vision_tower.")
+    }
+    assert "vision_tower.encoder.layer.0.attention.attention.query.weight" in ours
+    assert run_cli(main, [str(tmp_path / "bundle"), str(tmp_path / "packed"), "--to", "w4a16"]) == 2
+    assert "a tower of type dinov2 cannot be exported to w4a16" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""What `sightline export` writes, opened by other programs in environments of their own (`make interop`)."""
