@@ -267,6 +267,23 @@ def test_health_and_metrics_tell_what_goes_on(tiny_predictor: Predictor) -> None
         assert httpx.get(server.url + "/health", timeout=GUARD_S).json()["status"] == "dead"
 
 
+def test_a_whole_answer_wakes_the_event_loop_at_its_beginning_and_its_end_alone(tiny_predictor: Predictor) -> None:
+    with running_server(tiny_predictor) as server:
+        bridge = server.service._bridge
+        assert bridge is not None
+        posted: list[object] = []
+        before = bridge.post
+        bridge.post = lambda outbox, event: (posted.append(event), before(outbox, event))[1]  # type: ignore[method-assign]
+        whole = send(server, asking("What?", **LONG)).json()
+        num_whole = len(posted)
+        streamed = send(server, asking("What?", stream=True, **LONG)).text
+    assert whole["usage"]["completion_tokens"] > 10
+    assert num_whole <= 3 < len(posted) - num_whole
+    chunks = [json.loads(line[6:]) for line in streamed.split("\n\n") if line.startswith("data: {")]
+    text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+    assert text == whole["choices"][0]["message"]["content"]
+
+
 def test_the_same_question_is_answered_again_without_the_engine(tiny_predictor: Predictor) -> None:
     with running_server(tiny_predictor, answers=4) as server:
         for more in ({}, {"temperature": 1.5, "seed": 5}):
