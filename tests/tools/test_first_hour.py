@@ -40,9 +40,9 @@ def test_each_message_is_the_codes_own() -> None:
 def test_the_tests_for_devices_are_collected_and_skipped_here() -> None:
     """Those of one device and of several, by the command that the page names."""
     for more, least in ([], 20), (["--multi"], 3):
-        command = [sys.executable, "-m", "tools.dev.gpu_tests", "--collect", *more, "tests/gpu"]
+        command = [sys.executable, "-m", "tools.dev.gpu_tests", "--collect", *more]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        found = re.findall(r"^tests/gpu/\S+::", done.stdout, re.MULTILINE)
+        found = re.findall(r"^tests/\S+::", done.stdout, re.MULTILINE)
         assert done.returncode == 0, done.stdout + done.stderr
         assert len(found) >= least
 
