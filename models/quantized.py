@@ -43,7 +43,7 @@ def tell_casts_once() -> None:
 def follow_weights(model: nn.Module) -> None:
     """Move what the int8 layers of a model keep beside their weight to the weight's device."""
     for module in model.modules():
-        if type(module).__name__ == "Linear8bitLt":
+        if type(module).__name__ == "Linear8bitLt" and hasattr(module, "state"):  # peft names its adapter so, too
             _follow_weight(module)
 
 

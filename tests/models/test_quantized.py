@@ -82,6 +82,18 @@ def test_scales_go_where_the_weight_is() -> None:
     assert waiting.weight.SCB.device.type == "cpu"
 
 
+def test_a_model_with_adapters_moves() -> None:
+    """peft's adapter over such a layer has a class of the same name, without a state."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model, x = quantized().eval(), torch.randn(3, 8)
+    before = model.layer(x)
+    model.is_loaded_in_8bit = True  # as transformers says of a model
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["layer"]), model)
+    assert type(model.layer).__name__ == "Linear8bitLt"
+    assert torch.equal(model.to("cpu").layer(x), before)
+
+
 def test_moving_to_where_it_is_changes_no_answer() -> None:
     model, x = quantized().eval(), torch.randn(3, 8)
     before = model.layer(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from trainer.distributed.context import DistributedContext
 
 FULL = {"kind": "full", "learning_rate": 1e-3}
 DORA = {"kind": "lora", "learning_rate": 1e-2, "rank": 4, "alpha": 8, "dora": True}
+LORA = {"kind": "lora", "learning_rate": 1e-2, "rank": 4, "alpha": 8}
+QUANTIZED = ("nf4", "int8") if find_spec("bitsandbytes") else ()
+"""Embeddings, norms and the head of such a base are divided while it is read, its quantized layers afterwards."""
 CHAIN = {
     "align": {"vision": FULL, "projector": FULL, "language": FULL},
     "lora": {"vision": DORA, "language": DORA},
@@ -74,7 +78,16 @@ def recipes(folder: Path, run: str) -> dict[str, dict[str, Any]]:
     chain = vary(made, f"chain_{run}", "lora")
     foreign = vary(made, f"foreign_{run}", "align", tune={"projector": FULL}, engine__precision="fp32")
     foreign["model"] = {**foreign["model"], "language": {"kind": "pretrained", "path": str(folder / "unknown")}}
-    return {"chain": chain, "foreign": foreign}
+    made = {"chain": chain, "foreign": foreign}
+    for load in QUANTIZED:
+        changes = {
+            "init": None,
+            "tune": {"projector": FULL, "language": LORA},
+            "engine": chain["stages"]["align"]["engine"],
+        }
+        made[load] = vary(chain, f"{load}_{run}", "lora", **changes)
+        made[load]["model"] = {**chain["model"], "language": {**chain["model"]["language"], "load": load}}
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +103,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         of = recipes(folder, run)
         stops: list[dict[str, Any]] = [{"stop_after": 2}, {}] if run == "divided" else [{}]
         jobs = [(of["chain"], stage, options) for stage in CHAIN for options in stops]
-        run_on_ranks(2, trained, [*jobs, (of["foreign"], "align", {})], run == "whole")
+        jobs += [(of["foreign"], "align", {}), *((of[load], "lora", {}) for load in QUANTIZED)]
+        run_on_ranks(2, trained, jobs, run == "whole")
         found |= {f"{name}_{run}": recipe for name, recipe in of.items()}
     return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "stage"), [("chain", "align"), ("chain", "lora"), ("foreign", "align")])
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [*(("chain", stage) for stage in CHAIN), ("foreign", "align"), *((load, "lora") for load in QUANTIZED)],
+)
 def test_it_learns_what_it_learnt_from_a_whole_base(runs: dict[str, dict[str, Any]], name: str, stage: str) -> None:
     """Full tuning in bf16 with masters, DoRA over a tuned base, both resumed; a class whose packing is probed."""
     one, other = runs[f"{name}_divided"], runs[f"{name}_whole"]
