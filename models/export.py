@@ -217,6 +217,10 @@ def processor(config: ModelSource, facts: ModelMetadata, chat_template: str) -> 
     if config.layout is not None:
         own = open_processor(config.layout)
         own.chat_template = chat_template
+        fit = facts.image.fit
+        if fit.grid is not None:
+            size = {"shortest_edge": fit.min_pixels, "longest_edge": fit.max_pixels}
+            own.image_processor.size = type(own.image_processor.size)(**size)
         return own
     from transformers import LlavaNextProcessor, LlavaProcessor
 

@@ -18,10 +18,10 @@ from models.common.errors import InputError
 from models.common.source import FindPart, read_part
 from models.loading import opening
 
-FAMILIES = (
-    *("llava", "llava_next", "llava_onevision", "sightline", "sightline_next"),
-    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
-)
+NATIVE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Those of `FAMILIES` whose images keep their size and proportions."""
+
+FAMILIES = ("llava", "llava_next", "llava_onevision", "sightline", "sightline_next", *NATIVE_FAMILIES)
 """`model_type` of the configurations that fall apart into tower, projector and language model."""
 
 _EXPERTS = "its layers have experts, which are not trained here"

@@ -19,10 +19,10 @@ from models.encoders.base import EncoderConfig, KeepFeatures
 from models.languages.base import FrozenFormat, LanguageConfig
 from models.mtp.base import MTP_HEADS, MtpConfig
 from models.projectors.base import ProjectorConfig
-from models.published.family import PublishedFacts, read_published
+from models.published.family import NATIVE_FAMILIES, PublishedFacts, read_published
 from models.published.image import image_fit, open_published_processor
 from models.published.language import PublishedLanguage
-from models.published.native import NATIVE_FAMILIES, NativeLanguage, NativeProjector, NativeVision, native_fit
+from models.published.native import NativeLanguage, NativeProjector, NativeVision, native_fit
 from models.published.projector import PublishedProjector
 from models.published.vision import PublishedVision
 from models.spec import ImageFit

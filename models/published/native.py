@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from models.native.tower import NativeTower
 
-NATIVE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""`model_type` of the configurations whose parts are here."""
-
 _TOWERS: Mapping[str, str] = {
     "qwen2_vl": "Qwen2VisionTransformerPretrainedModel",
     "qwen2_5_vl": "Qwen2_5_VisionTransformerPretrainedModel",

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from data_pipeline.batch import Batch
 from data_pipeline.sample import Row
+from models.patches import PatchPlan
+from tests.support.native import MERGE
 
 
 class _NanGradient(torch.autograd.Function):
@@ -27,18 +29,25 @@ def poison(stage: Any, *evils: tuple[str, Literal["picture", "loss", "gradient"]
     """From now on these samples give NaN: in their image's features, in their loss, or only in the gradient."""
     module = stage.services.engine.module
     present: list[str] = []
+    plans: list[PatchPlan | None] = []
 
     def look(_: Any, arguments: tuple[Batch, ...]) -> None:
         present[:] = [key for row in arguments[0].keys for key in row]
+        plans[:] = [arguments[0].images.plan]
 
     def spoil(place: str, key: str) -> Any:
-        def hook(_: Any, __: Any, output: Tensor) -> Tensor:
+        def hook(_: Any, __: Any, outputs: Tensor | tuple[Tensor, ...]) -> Any:
             if key not in present:
-                return output
+                return outputs
+            if isinstance(outputs, tuple):  # at native resolution, of which the first has all images' tokens
+                return spoilt_by(outputs[0]), *outputs[1:]
+            return spoilt_by(outputs)
+
+        def spoilt_by(output: Tensor) -> Tensor:
             if place == "gradient":
                 return cast("Tensor", _NanGradient.apply(output))
             spoilt = output.clone()
-            spoilt[present.index(key) if place == "picture" else ...] = torch.nan
+            spoilt[_rows_of(present.index(key), plans[0]) if place == "picture" else ...] = torch.nan
             return spoilt
 
         return hook
@@ -47,6 +56,14 @@ def poison(stage: Any, *evils: tuple[str, Literal["picture", "loss", "gradient"]
     for key, place in evils:
         part = module.vlm.projector if place != "loss" else module.vlm.language.get_output_embeddings()
         part.register_forward_hook(spoil(place, key))
+
+
+def _rows_of(sample: int, plan: PatchPlan | None) -> int | slice:
+    """Where the features of a sample are that has one image, as all samples have."""
+    if plan is None:
+        return sample
+    first = sum(plan.lengths[:sample]) // MERGE**2
+    return slice(first, first + plan.lengths[sample] // MERGE**2)
 
 
 def leave_out(stage: Any, key: str, batch: int) -> None:

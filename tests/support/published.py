@@ -12,6 +12,7 @@ from models.build import build_vlm, read_metadata
 from models.config import SOURCES
 from models.opening import open_model, open_processor
 from models.spec import num_image_tokens
+from tests.support.backbones import tiny_recipe
 from tests.support.bundles import IMAGE_SIZE, PATCH_SIZE, TEMPLATE, image, make_processor
 from tests.support.native import NATIVE, native_model, native_processor
 
@@ -171,3 +172,13 @@ def assert_stock_logits(folder: Path) -> None:
         # A tower of native resolution adds up its convolution in another order.
         bound = 2e-5 if facts.image.fit.grid is not None else 1e-6
         torch.testing.assert_close(vlm.head(hidden_BLD), stock(**inputs).logits, rtol=0, atol=bound)
+
+
+def published_recipe(folder: Path, shards: Path, family: str) -> dict[str, Any]:
+    """`tiny_recipe` over a published model: the tower learns in both stages as well."""
+    recipe = tiny_recipe(folder, shards)
+    recipe["model"] = {"kind": "published", "path": str(make_published(folder / "published", family))}
+    for stage in recipe["stages"].values():
+        stage["data"] = {**stage["data"], "template": {"kind": "model"}}
+        stage["tune"]["vision"] = {"kind": "full", "learning_rate": 1e-3}
+    return recipe

@@ -12,6 +12,7 @@ from models.build import read_metadata
 from models.common.errors import InputError
 from tests.support.backbones import tiny_recipe
 from tests.support.poison import leap, leave_out, leave_out_batches, poison
+from tests.support.published import published_recipe
 from tests.support.ranks import run_on_ranks
 from tests.support.shards import write_set
 from tests.support.training import events, losses, same_weights, train_all, vary
@@ -24,12 +25,14 @@ ZEROS = ("zero0", "zero1", "zero2", "zero3")
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["parts", "qwen3_vl"])
+def recipe(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
     """Four global batches over 16 of 17 samples, so that none comes twice; dropout, so that random streams count."""
     folder = tmp_path_factory.mktemp("not_finite")
     write_set(folder / "shards", [5, 1, 11])
     recipe = tiny_recipe(folder, folder / "shards")
+    if request.param != "parts":
+        recipe = published_recipe(folder, folder / "shards", request.param)
     recipe["stages"]["lora"]["init"] = None
     recipe["stages"]["lora"]["tune"]["language"]["dropout"] = 0.1
     recipe["stages"]["lora"]["duration"]["count"] = 3

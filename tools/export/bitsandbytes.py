@@ -23,9 +23,12 @@ from models.languages import nf4
 from models.languages.pretrained import quantization
 from tools.export.stock import QUANTIZED, int8_parameter
 
-KEPT = ("model.vision_tower", "model.multi_modal_projector", "lm_head", "vision_tower", "multi_modal_projector")
+KEPT = (
+    *("model.vision_tower", "model.multi_modal_projector", "lm_head", "vision_tower", "multi_modal_projector"),
+    *("model.visual", "visual"),  # Qwen-VL's tower with its mergers
+)
 """Modules that are not quantized: by their full name in memory for transformers, which without the prefix would not
-find them, and by the last two for vLLM, whose names begin there."""
+find them, and without it for vLLM, whose names begin there."""
 
 NUM_SAMPLED_INPUTS = 256
 """Number of positions at which a layer's error is measured, evenly spread over the probes."""

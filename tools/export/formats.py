@@ -12,6 +12,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from models.common.documents import read_json
+from models.common.errors import InputError
+from models.published.family import NATIVE_FAMILIES
+
 if TYPE_CHECKING:
     from tools.export.golden import Probe
 
@@ -22,18 +26,20 @@ class Format(NamedTuple):
     target: str
     takes: Literal["run", "bundle"]
     purpose: str
+    has_native: bool = True
+    """Whether it holds a model of native resolution; what cannot hold one says so itself where it takes a run."""
 
 
 FORMATS = {
     "adapter": Format("tools.export.adapter:export", "run", "what LoRA learnt, for peft and vLLM, over its base"),
     "stock": Format(
-        "tools.export.published:export", "bundle", "a directory for the hub: the whole model and a model card"
+        "tools.export.published:export", "bundle", "a directory for the hub: the whole model and a model card", False
     ),
     "w4a16": Format(
-        "tools.export.compressed:export_w4a16", "bundle", "4-bit weights by GPTQ, for vLLM and transformers"
+        "tools.export.compressed:export_w4a16", "bundle", "4-bit weights by GPTQ, for vLLM and transformers", False
     ),
-    "w8a16": Format("tools.export.compressed:export_w8a16", "bundle", "the same in 8 bits"),
-    "gguf": Format("tools.export.gguf_files:export", "bundle", "language model and image part for llama.cpp"),
+    "w8a16": Format("tools.export.compressed:export_w8a16", "bundle", "the same in 8 bits", False),
+    "gguf": Format("tools.export.gguf_files:export", "bundle", "language model and image part for llama.cpp", False),
 }
 
 
@@ -66,5 +72,16 @@ def export_to(name: str, source: Any, out: Path, options: ExportOptions) -> str:
     Raises:
         InputError: the format cannot hold this model, or its parity fails.
     """
+    if isinstance(source, Path) and not FORMATS[name].has_native:
+        _check_family(source, name)
     module, _, function = FORMATS[name].target.partition(":")
     return str(getattr(import_module(module), function)(source, out, options))
+
+
+def _check_family(bundle: Path, name: str) -> None:
+    kind = str(read_json(bundle, "config.json").get("model_type"))
+    if kind in NATIVE_FAMILIES:
+        raise InputError(
+            f"{bundle}: {kind} is not written as {name}: its tower is not known there; the merged directory is in the"
+            " published layout, which transformers and vLLM open, and `tools.quantize --to nf4` makes it smaller"
+        )

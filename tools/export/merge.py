@@ -207,12 +207,13 @@ def write_model(loaded: Loaded, directory: Path, precision: Precision) -> Precis
     from data_pipeline.templates import stop_id
     from models.bundle_files import save_config, save_processor
     from models.export import generation_config, llava_config, processor
-    from tools.export.write_back import copy_side_files, write_back
+    from tools.export.write_back import copy_side_files, keep_bounds, write_back
 
     trained = loaded.trained
     model, facts, layout = trained.model, trained.facts, trained.model.layout
     if layout is not None:
         copy_side_files(layout, directory, loaded.template.jinja(), stop_id(loaded.template, loaded.tokens))
+        keep_bounds(layout, directory, facts.image.fit)
         return write_back(trained, layout, directory, precision)
     _write_weights(trained, directory)
     save_config(llava_config(model, facts, trained.dtype, trained.vision.model.config), directory)

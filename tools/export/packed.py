@@ -26,6 +26,7 @@ GROUP_SIZES = (128, 64, 32)
 
 LEAVES = ("weight_packed", "weight_scale", "weight_shape")
 _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
+_IGNORED = (r"re:.*vision_tower.*", r"re:.*multi_modal_projector.*", r"re:.*visual\..*", r"re:.*lm_head$")
 _LAYER = re.compile(r"\.language_model\.layers\.\d+\.")
 
 
@@ -82,7 +83,7 @@ def settings(packing: Any, whole: Iterable[str]) -> dict[str, Any]:
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "kv_cache_scheme": None,
-        "ignore": [r"re:.*vision_tower.*", r"re:.*multi_modal_projector.*", r"re:.*lm_head$", *kept],
+        "ignore": [*_IGNORED, *kept],
         "config_groups": {"group_0": packing.model_dump(mode="json", exclude={"format"})},
     }
 

@@ -223,12 +223,11 @@ class Quantization:
 
         from models.bundle_files import save_config
         from models.common.sharded import ShardedWriter
-        from models.export import names_in_file
         from tools.export.bitsandbytes import layers_to_quantize, packed
-        from tools.export.stock import skeleton
+        from tools.export.stock import name_in_files, skeleton
 
         layers = layers_to_quantize(skeleton(self._config), self._whole)
-        chosen = {names_in_file(f"{name}.weight")[0] for name in layers if name not in promoted}
+        chosen = {name_in_files(self._files, f"{name}.weight") for name in layers if name not in promoted}
         writer = ShardedWriter(directory)
         for name in tqdm(self._files, desc=f"to {self._options.to}", unit="tensor"):
             value = self._files.read(name)

@@ -69,7 +69,7 @@ def check_names(model: nn.Module, files: TensorFiles) -> None:
     """Raise InputError unless the files have exactly the model's weights, plus quantization's extra tensors."""
     wanted: dict[str, str] = {}
     for name, parameter in model.named_parameters():
-        in_file = _name_in(files, name)
+        in_file = name_in_files(files, name)
         wanted[in_file] = name
         if in_file.endswith(f".{LEAVES[0]}"):
             continue  # `unpack` gives the shape that is stored beside it, which `stream` compares
@@ -96,7 +96,8 @@ def _is_spare(name: str, wanted: Mapping[str, str]) -> bool:
     return name.endswith(COMPUTED) or is_head
 
 
-def _name_in(files: TensorFiles, name: str) -> str:
+def name_in_files(files: TensorFiles, name: str) -> str:
+    """The name that a parameter of a stock class has in these files. Raises InputError where they have none."""
     candidates = [each for whole in names_in_file(name) for each in (whole, f"{whole}_packed")]
     found = [candidate for candidate in candidates if candidate in files]
     if not found:
@@ -117,7 +118,7 @@ class FromFiles:
 
     def __call__(self, name: str, owner: nn.Module) -> Tensor:
         """The weight in fp32, or as bitsandbytes' own parameter."""
-        in_file = _name_in(self._files, name)
+        in_file = name_in_files(self._files, name)
         if type(owner).__name__ in QUANTIZED and name.endswith(".weight"):
             return self._quantized(in_file, owner)
         return self._files.read(in_file).to(torch.float32)

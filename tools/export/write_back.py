@@ -23,6 +23,7 @@ from models.common.pickled import open_weights
 from models.common.sharded import ShardedWriter
 from models.opening import open_processor
 from models.published.names import place_of
+from models.spec import ImageFit
 from tools.export.merging import PREFIXES, PartMerge
 
 if TYPE_CHECKING:
@@ -83,6 +84,30 @@ def copy_side_files(layout: Path, directory: Path, template: str, stop: int) -> 
         (directory / "chat_template.json").unlink(missing_ok=True)
         (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
     _check_stop(directory, stop)
+
+
+def keep_bounds(layout: Path, directory: Path, fit: ImageFit) -> None:
+    """Write a recipe's bounds of an image into the processor's files, where they are not those of `layout`.
+
+    So that whoever opens the directory resizes images as training did.
+    """
+    if fit.grid is None:
+        return
+    size = {"shortest_edge": fit.min_pixels, "longest_edge": fit.max_pixels}
+    known = dict(open_processor(layout).image_processor.size)
+    if all(known.get(edge) == pixels for edge, pixels in size.items()):
+        return
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if not (directory / name).is_file():
+            continue
+        values = read_json(directory, name)
+        images = values if "patch_size" in values else values.get("image_processor", {})
+        if "patch_size" in images:
+            images["size"] = size
+            for edge, old in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+                if old in images:
+                    images[old] = size[edge]
+            write_json(directory / name, values)
 
 
 def _check_stop(directory: Path, stop: int) -> None:

@@ -129,6 +129,28 @@ def test_every_part_takes_adapters_and_what_comes_out_starts_the_next_run(tmp_pa
     merge_and_open(second, tmp_path / "merged_again")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", native.NATIVE[1:])
+def test_tower_and_mergers_of_native_resolution_take_adapters(tmp_path: Path, family: str) -> None:
+    """LoRA on every linear layer of the tower, DoRA on the mergers; within bounds, which go into the processor."""
+    folder = make_published(tmp_path / "published", family)
+    adapters = {
+        "vision": {"kind": "lora", "learning_rate": 1e-3, "rank": 2, "alpha": 4},
+        "projector": {"kind": "lora", "learning_rate": 1e-2, "rank": 3, "alpha": 6, "dora": True},
+    }
+    recipe = recipe_over(tmp_path, folder, **adapters)
+    recipe["model"]["max_image_tokens"] = 16
+    recipe["stages"]["sft"]["duration"]["count"] = 2
+    run_on_ranks(1, train_all, [(recipe, "sft", {})])
+    predictor = merge_and_open(recipe, tmp_path / "merged")
+    assert predictor.processor.image_processor.size["longest_edge"] == 16 * (native.PATCH * native.MERGE) ** 2
+    before, after = (TensorFiles.open(each) for each in (folder, tmp_path / "merged"))
+    changed = {name for name in before if not torch.equal(before.read(name), after.read(name))}
+    tower = [name for name in before if "visual." in name and name.endswith("weight")]
+    linears = {name for name in tower if len(before.stored(name).shape) == 2 and "pos_embed" not in name}
+    assert {name for name in changed if "visual." in name} == linears
+
+
 def own_bundle(folder: Path, kind: str) -> Path:
     """A bundle with parts that stock Llava has no place for."""
     recipe = qformer_recipe(folder, folder / "shards") if kind == "qformer" else run_of(folder, width=32)
