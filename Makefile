@@ -142,7 +142,7 @@ chaos: $(READY)
 	$(BIN)/python -m tools.chaos
 
 # What `sightline export` writes, opened by transformers 4.57 and 5, vLLM, lmms-eval and llama.cpp, each in an environment of
-# its own below build/interop (5 GB): 15 minutes. Not a part of `make test`. ARGUMENTS=vLLM: that program alone.
+# its own below build/interop (5 GB). Not a part of `make test`. ARGUMENTS=vLLM: that program alone.
 interop: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.interop $(ARGUMENTS)
 
