@@ -26,6 +26,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tests.support.warm import one_at_a_time
+
 PRELOADED = (
     "torch",
     "torch._dynamo",
@@ -80,7 +82,8 @@ class Server:
 
     def serve(self) -> Request | None:
         """In the server: None when nobody is left. In each process that it forks: the command to run."""
-        self.selector.register(self.listening, selectors.EVENT_READ, self._accept)
+        if self.listening not in self.selector.get_map():
+            self.selector.register(self.listening, selectors.EVENT_READ, self._accept)
         had_leases = False
         while self.leases or self.clients or not had_leases:
             for key, _ in self.selector.select():
@@ -88,6 +91,10 @@ class Server:
                     return request
             had_leases = had_leases or bool(self.leases)
         return None
+
+    def is_asked_for(self) -> bool:
+        """Whether somebody has connected since `serve` returned None."""
+        return bool(self.selector.select(timeout=0))
 
     def _accept(self, listening: socket.socket) -> Request | None:
         client, _ = listening.accept()
@@ -229,10 +236,12 @@ def main() -> None:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(folder / "socket"))
     listening.listen(64)
-    request = Server(listening).serve()
-    if request is None:
-        shutil.rmtree(folder)
-        return
+    server = Server(listening)
+    while (request := server.serve()) is None:
+        with one_at_a_time():
+            if not server.is_asked_for():
+                shutil.rmtree(folder)
+                return
     code = exit_code(lambda: become(request, str(folder / "python")))
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the end of an interpreter does
     atexit._run_exitfuncs()
