@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import sightline
+from eval.live import LiveModel
 from eval.predictor import Decoding, Predictor, Query, Turn
+from models.build import build_vlm, read_metadata
 from models.common.errors import InputError
 from models.opening import open_model, open_processor
 from tests.support.bundles import image
-from tests.support.published import FAMILIES, make_published
+from tests.support.published import FAMILIES, make_published, published
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -57,3 +59,19 @@ def test_a_model_that_would_be_read_wrongly_is_refused(tmp_path: Path) -> None:
 def test_a_directory_that_is_no_model_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no sightline\.json in it, so it is no bundle"):
         Predictor.open(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_in_training_answers_as_its_directory_does(tmp_path: Path, family: str) -> None:
+    """Rows of several lengths together; a model of native resolution counts positions by row in both."""
+    folder = make_published(tmp_path / family, family)
+    source = published(folder)
+    vlm = build_vlm(source, read_metadata(source, 256), frozen_dtype=torch.float32, seed=0).eval()
+    stock = Predictor.open(folder, device="cpu")
+    live = Predictor(
+        LiveModel(vlm, generation_config=stock.model.generation_config), stock.processor, device=torch.device("cpu")
+    )
+    queries = [Query((image("circle", size),), (Turn("user", f"What is {size}?"),)) for size in ((64, 64), (90, 40))]
+    queries += [Query((), (Turn("user", "No picture?"),))]
+    decoding = Decoding(max_new_tokens=8)
+    assert live.answer(queries, decoding) == stock.answer(queries, decoding)

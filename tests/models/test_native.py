@@ -266,3 +266,18 @@ def test_its_cost_follows_from_patches(pair: Pair) -> None:
     whole = needed_flops(shape, TuningPlan(), counts)["vision"].forward - parts["vision"].forward
     width, num_whole = 32, {"qwen2_5_vl": 2}.get(pair.family, 4)
     assert whole == 4 * width * (counts.image_pairs * num_whole + counts.window_pairs * (4 - num_whole))
+
+
+@pytest.mark.slow
+def test_compiled_it_computes_the_same(tmp_path: Path) -> None:
+    """DeepStack's features are added between layers that are compiled, whatever the batch's lengths."""
+    compiled = Pair(tmp_path, "qwen3_vl")
+    batches = [collate([row], compiled.facts.text) for row in (tuple(compiled.samples), tuple(compiled.samples[:2]))]
+    plain = [compiled.together(batch) for batch in batches]
+    compiled.vlm.decoder.compile(backend="aot_eager")
+    for batch, (loss, gradients) in zip(batches, plain, strict=True):
+        again, same = compiled.together(batch)
+        assert float((again - loss).abs() / loss) < 1e-6
+        for name, gradient in same.items():
+            gap = (gradient - gradients[name]).abs().max() / gradients[name].abs().max()
+            assert float(gap) < 1e-5, name
