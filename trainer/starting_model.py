@@ -9,7 +9,7 @@ from trainer.checkpoint.reader import CheckpointReader
 from trainer.config.recipe import Recipe
 from trainer.distributed.seeding import derive_seed
 from trainer.engine.train_step import DTYPES
-from trainer.engine.tuning import ParameterGroup, apply_plan
+from trainer.engine.tuning import ParameterGroup, apply_plan, renew_magnitudes
 
 
 def starting_model(
@@ -33,4 +33,6 @@ def starting_model(
         seed=derive_seed(recipe.seed, "projector"),
     )
     groups = apply_plan(vlm, config.tune, seed=derive_seed(recipe.seed, name, "adapters"))
-    return vlm, groups, load_weights(vlm, init) if init is not None else []
+    loaded = load_weights(vlm, init) if init is not None else []
+    renew_magnitudes(vlm, set(loaded))
+    return vlm, groups, loaded

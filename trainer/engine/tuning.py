@@ -8,7 +8,7 @@ bf16, `trainer.engine.masters` makes the parameters bf16 afterwards, with fp32 m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -203,12 +203,35 @@ def add_adapters(part: nn.Module, tuning: Lora, seed: int) -> None:
 
 def _set_magnitudes(part: nn.Module) -> None:
     """Compute DoRA's magnitudes of divided matrices, of which peft saw no values, each from the whole matrix."""
-    for module in part.modules():
-        layer: Any = module
-        bases = list(layer.get_base_layer().parameters()) if hasattr(layer, "lora_magnitude_vector") else []
-        if any(share_of(each) is not None for each in bases) and ADAPTER in layer.lora_magnitude_vector:
+    for _, layer in _with_magnitudes(part):
+        bases = list(layer.get_base_layer().parameters())
+        if any(share_of(each) is not None for each in bases):
             with gathered(bases):
                 layer.lora_variant[ADAPTER].init(layer, adapter_name=ADAPTER)
+
+
+def renew_magnitudes(vlm: VLM, loaded: Collection[str]) -> None:
+    """Let DoRA begin at the weights that were loaded below it; else it would bring back the lengths of those before.
+
+    Args:
+        loaded: names of parameters that now have other values than the adapters saw. A magnitude among them stays.
+    """
+    for name, layer in _with_magnitudes(vlm):
+        is_own = f"{name}.lora_magnitude_vector.{ADAPTER}.weight" in loaded
+        if is_own or f"{name}.base_layer.weight" not in loaded:
+            continue
+        held = layer.lora_magnitude_vector[ADAPTER]
+        with gathered(list(layer.get_base_layer().parameters())):
+            layer.lora_variant[ADAPTER].init(layer, adapter_name=ADAPTER)  # peft puts a new parameter there
+        held.weight.data.copy_(layer.lora_magnitude_vector[ADAPTER].weight.data)
+        layer.lora_magnitude_vector[ADAPTER] = held  # the one that a group of what learns has
+
+
+def _with_magnitudes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The (name, layer) of every layer that DoRA adapts."""
+    for name, layer in module.named_modules():
+        if ADAPTER in getattr(layer, "lora_magnitude_vector", ()):
+            yield name, layer
 
 
 def _groups(part: str, learning: list[tuple[str, nn.Parameter]], tuning: Full | Lora) -> list[ParameterGroup]:
