@@ -4,23 +4,31 @@
     layer n: run --> linear layers' inputs --GPTQ--> weights on the grid; run again with them --> inputs of layer n + 1
 
 So each layer also makes up for the errors of those before it. Owns the order; `tools.export.gptq` owns the arithmetic.
+A decoder that adds to the hidden states between its layers (DeepStack) is measured without that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from models.common.errors import InputError
-from tools.export.gptq import Hessian, gptq, group_scales
-from tools.export.streamed import Unit
+from tools.export.gptq import Grid, Hessian, gptq
+from tools.export.streamed import Fetch, Unit, stream
+
+if TYPE_CHECKING:
+    from tools.export.golden import Probe
+
+PREFIX = "model.language_model.layers."
+"""The full name of a stock model's decoder layers, with a dot behind it."""
 
 Keep = Callable[[str, Tensor, Tensor, float], None]
-"""Called with a linear layer's full name, its weight on the grid, its scales, and its output's relative error."""
+"""Called with a linear layer's full name, its weight, that on the grid, and its output's relative error."""
 
 
 class _ReachedError(Exception):
@@ -30,24 +38,21 @@ class _ReachedError(Exception):
 @torch.no_grad()
 def calibrate(
     model: Any,
-    layers: nn.ModuleList,
+    fetch: Fetch,
+    processor: Any,
+    probes: Sequence[Probe],
     *,
-    prefix: str,
-    inputs: list[dict[str, Tensor]],
-    units: dict[str, Unit],
-    args: Any,
-    dtype: torch.dtype,
+    grid: Grid,
+    device: torch.device,
     keep: Keep,
+    chosen: Collection[str] | None = None,
 ) -> None:
-    """Quantize every linear layer of `layers` in turn, and hand each to `keep`.
+    """Quantize the linear layers of a decoder in turn, and hand each to `keep`.
 
     Args:
-        model: stock Llava, which loads everything but `layers` by itself.
-        prefix: the full name of `layers`, with a dot behind it.
-        inputs: of the whole model, one prompt each.
-        units: what loads and frees each layer, by its full name.
-        args: compressed-tensors' QuantizationArgs.
-        dtype: of the scales.
+        model: a stock model without weights, with a `language_model` of decoder layers.
+        probes: prompts, which are read with their answers.
+        chosen: full names of the linear layers to quantize; None: all of the decoder layers'.
 
     Raises:
         InputError: the layers differ in what they attend to, so one layer's mask is not the other's.
@@ -58,22 +63,35 @@ def calibrate(
             f"{type(model.language_model if hasattr(model, 'language_model') else model).__name__}: its layers mix"
             f" {' and '.join(sorted(kinds))}, which GPTQ does not follow; `sightline quantize --to nf4` can"
         )
+    layers = model.model.language_model.layers
+    units = {f"{PREFIX}{number}": Unit(f"{PREFIX}{number}", each, fetch, device) for number, each in enumerate(layers)}
+    stream(model, fetch, device, by_hand=units)
+    inputs = [_with_answer(processor, probe, device) for probe in probes]
     flowing = _first_inputs(model, layers[0], inputs)
-    for number, layer in enumerate(layers):
-        name = f"{prefix}{number}"
-        units[name].load()
+    for (name, unit), layer in zip(tqdm(units.items(), desc="calibrate", unit="layer"), layers, strict=True):
+        unit.load()
         linears = {f"{name}.{inner}": each for inner, each in layer.named_modules() if type(each) is nn.Linear}
+        linears = {name: each for name, each in linears.items() if chosen is None or name in chosen}
         with _measuring(linears) as hessians:
             for hidden, more in flowing:
                 layer(hidden, **more)
         for full_name, linear in linears.items():
             weight, hessian = linear.weight.data, hessians[full_name]
-            scales = group_scales(weight, args).to(dtype)
-            found = gptq(weight, hessian, scales, args)
-            keep(full_name, found, scales, hessian.relative_error(weight, found))
+            found = gptq(weight, hessian, grid.scales(weight), grid)
+            keep(full_name, weight, found, hessian.relative_error(weight, found))
             linear.weight.data = found
         flowing = [(_states(layer(hidden, **more)), more) for hidden, more in flowing]
-        units[name].free()
+        unit.free()
+
+
+def _with_answer(processor: Any, probe: Probe, device: torch.device) -> dict[str, Tensor]:
+    """What a stock model gets of a probe: its prompt, with the golden answer behind it."""
+    from tools.export.parity import answer_ids, stock_inputs
+
+    each: dict[str, Tensor] = {name: value.to(device) for name, value in stock_inputs(processor, probe).items()}
+    answer = torch.tensor([answer_ids(processor.tokenizer, probe)], device=device, dtype=torch.long)
+    each["input_ids"] = torch.cat([each["input_ids"], answer], dim=1)
+    return each
 
 
 def _first_inputs(model: Any, first: nn.Module, inputs: list[dict[str, Tensor]]) -> list[tuple[Tensor, dict[str, Any]]]:

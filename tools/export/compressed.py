@@ -9,7 +9,6 @@ Tower, projector, embedding and head stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -93,7 +92,9 @@ class Compression:
 
         from models.common.sharded import ShardedWriter, TensorFiles
         from models.export import names_in_file
-        from models.opening import open_config
+        from models.opening import open_config, open_processor
+        from tools.export.calibrate import calibrate
+        from tools.export.gptq import IntegerGrid
         from tools.export.packed import BITS, group_size, layers_to_pack, pack, scheme
         from tools.export.parity import device_of_this_machine
         from tools.export.stock import FromFiles, skeleton
@@ -104,13 +105,15 @@ class Compression:
         packing, errors, writer = scheme(BITS[precision], size), dict[str, float](), ShardedWriter(scratch)
         dtype = config.dtype or torch.float32
 
-        def keep(name: str, weight: Tensor, scales: Tensor, error: float) -> None:
+        grid = IntegerGrid(packing.weights, dtype)
+
+        def keep(name: str, weight: Tensor, found: Tensor, error: float) -> None:
             errors[name] = error
-            for leaf, value in pack(names_in_file(f"{name}.weight")[0], weight, scales, packing).items():
+            for leaf, value in pack(names_in_file(f"{name}.weight")[0], found, grid.scales(weight), packing).items():
                 writer.add(leaf, value.cpu())
 
         fetch = FromFiles(files, device)
-        _calibrate(model, fetch, bundle, options, packing=packing, dtype=dtype, keep=keep, device=device)
+        calibrate(model, fetch, open_processor(bundle), options.probes, grid=grid, device=device, keep=keep)
         writer.close()
         packed = TensorFiles.open(scratch)
         return cls(bundle, options, precision, config, packing, files, packed, errors, device)
@@ -213,38 +216,3 @@ class Compression:
         self.config.quantization_config = self._settings(whole)
         save_config(self.config, directory)
         copy_documents(self.bundle, directory)
-
-
-def _calibrate(
-    model: Any,
-    fetch: Any,
-    bundle: Path,
-    options: ExportOptions,
-    *,
-    packing: Any,
-    dtype: torch.dtype,
-    keep: Callable[[str, Tensor, Tensor, float], None],
-    device: torch.device,
-) -> None:
-    """Run `calibrate` on the golden set's prompts with their answers."""
-    import torch
-
-    from models.opening import open_processor
-    from tools.export.calibrate import calibrate
-    from tools.export.parity import answer_ids, stock_inputs
-    from tools.export.streamed import Unit, stream
-
-    processor, prefix = open_processor(bundle), "model.language_model.layers."
-    layers = model.model.language_model.layers
-    by_hand = {
-        f"{prefix}{number}": Unit(f"{prefix}{number}", each, fetch, device) for number, each in enumerate(layers)
-    }
-    stream(model, fetch, device, by_hand=by_hand)
-    inputs = []
-    for probe in options.probes:
-        each = {name: value.to(device) for name, value in stock_inputs(processor, probe).items()}
-        answer = torch.tensor([answer_ids(processor.tokenizer, probe)], device=device, dtype=torch.long)
-        each["input_ids"] = torch.cat([each["input_ids"], answer], dim=1)
-        inputs.append(each)
-    args = packing.weights
-    calibrate(model, layers, prefix=prefix, inputs=inputs, units=by_hand, args=args, dtype=dtype, keep=keep)

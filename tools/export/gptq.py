@@ -4,12 +4,14 @@
 
 Frantar et al. 2022, https://arxiv.org/abs/2210.17323, algorithm 1, with the columns of the largest inputs first ("act
 order") and each group's scale taken beforehand, so that groups stay where they are. The grid and its scales are
-those of compressed-tensors. Legend: N outputs, K inputs, G groups of K, M positions.
+those of compressed-tensors (`IntegerGrid`) or of bitsandbytes (`tools.export.nf4_grid`). Legend: N outputs, K inputs, G
+groups of K, M positions.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,25 +43,62 @@ class Hessian:
         return float(moved / whole.clamp(min=1e-30))
 
 
-def group_scales(weight_NK: Tensor, args: Any) -> Tensor:
-    """The scale of each group of inputs [N, G], by compressed-tensors' rule: the largest value is the grid's end."""
-    from compressed_tensors.quantization.utils import calculate_qparams
+class Grid(Protocol):
+    """The values that a quantized weight may have: a scale for each group of inputs, and what rounds to multiples."""
 
-    groups_NGS = weight_NK.unflatten(1, (-1, args.group_size))
-    scales, _ = calculate_qparams(groups_NGS.amin(-1), groups_NGS.amax(-1), args)
-    return scales
+    @property
+    def group_size(self) -> int:
+        """Inputs that share a scale."""
+        ...
+
+    def scales(self, weight_NK: Tensor) -> Tensor:
+        """The scale of each group of inputs [N, G], as it will be stored."""
+        ...
+
+    def rounded(self, value_N: Tensor, scale_N: Tensor) -> Tensor:
+        """The nearest values on the grid of these scales."""
+        ...
 
 
-def gptq(weight_NK: Tensor, hessian: Hessian, scales_NG: Tensor, args: Any) -> Tensor:
-    """The weight on the grid of `scales_NG`, in fp32.
+class IntegerGrid:
+    """compressed-tensors' symmetric integers, in groups of inputs.
 
     Args:
-        args: compressed-tensors' QuantizationArgs: symmetric, in groups of inputs.
+        args: compressed-tensors' QuantizationArgs.
+        dtype: of the stored scales.
     """
-    from compressed_tensors.quantization.utils import calculate_range
 
-    low, high = (float(bound) for bound in calculate_range(args, weight_NK.device))
-    scales_NK = scales_NG.float().repeat_interleave(args.group_size, dim=1)
+    def __init__(self, args: Any, dtype: torch.dtype) -> None:
+        self._args, self._dtype = args, dtype
+
+    @property
+    def group_size(self) -> int:
+        """See `Grid`."""
+        return int(self._args.group_size)
+
+    @cached_property
+    def _range(self) -> tuple[float, float]:
+        from compressed_tensors.quantization.utils import calculate_range
+
+        low, high = calculate_range(self._args, torch.device("cpu"))
+        return float(low), float(high)
+
+    def scales(self, weight_NK: Tensor) -> Tensor:
+        """By compressed-tensors' rule: the largest value is the grid's end."""
+        from compressed_tensors.quantization.utils import calculate_qparams
+
+        groups_NGS = weight_NK.unflatten(1, (-1, self.group_size))
+        scales, _ = calculate_qparams(groups_NGS.amin(-1), groups_NGS.amax(-1), self._args)
+        return scales.to(self._dtype)
+
+    def rounded(self, value_N: Tensor, scale_N: Tensor) -> Tensor:
+        """See `Grid`."""
+        return (value_N / scale_N).round().clamp(*self._range) * scale_N
+
+
+def gptq(weight_NK: Tensor, hessian: Hessian, scales_NG: Tensor, grid: Grid) -> Tensor:
+    """The weight on the grid of `scales_NG`, in fp32."""
+    scales_NK = scales_NG.float().repeat_interleave(grid.group_size, dim=1)
     order_K = hessian.sum_KK.diagonal().argsort(descending=True)
     left_NK, scales_NK = weight_NK.float()[:, order_K].clone(), scales_NK[:, order_K]
     spread_KK = _inverse_factor(hessian.sum_KK[order_K][:, order_K])
@@ -69,7 +108,7 @@ def gptq(weight_NK: Tensor, hessian: Hessian, scales_NG: Tensor, args: Any) -> T
         errors_NB = torch.empty_like(left_NK[:, start:stop])
         for column in range(start, stop):
             scale_N, value_N = scales_NK[:, column], left_NK[:, column]
-            rounded_N = (value_N / scale_N).round().clamp(low, high) * scale_N
+            rounded_N = grid.rounded(value_N, scale_N)
             error_N = (value_N - rounded_N) / spread_KK[column, column]
             left_NK[:, column:stop] -= error_N[:, None] * spread_KK[column, column:stop]
             found_NK[:, column], errors_NB[:, column - start] = rounded_N, error_N

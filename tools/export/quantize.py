@@ -14,6 +14,7 @@ import argparse
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.bundle import LayerReport, Manifest
@@ -23,6 +24,7 @@ from tools.export.arguments import add_golden, add_out, golden_set, out_of, writ
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from models.common.sharded import TensorFiles
     from tools.export.golden import Probe
@@ -49,6 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of quantization; `tools.bundle` has the same."""
     parser.add_argument("--to", choices=("nf4", "int8"), default="nf4")
     parser.add_argument("--budget", type=float, help="largest relative logit difference; the worst layers stay 16 bit")
+    parser.add_argument("--calibrate", action="store_true", help="NF4 whose rounding makes up for itself (GPTQ)")
     add_golden(parser)
     parser.add_argument("--force", action="store_true", help="write the bundle even if its parity fails")
 
@@ -57,7 +60,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 class Options:
     """Options of quantization: the format, the bound on the relative logit difference, and the golden set.
 
-    `memory_gb` is the memory for opening the whole result, by default what is free.
+    With `calibrate` weights are rounded by what flows through them for the golden set. `memory_gb` is the memory for
+    opening the whole result, by default what is free.
     """
 
     to: Target = "nf4"
@@ -65,18 +69,23 @@ class Options:
     probes: tuple[Probe, ...] = ()
     force: bool = False
     memory_gb: float | None = None
+    calibrate: bool = False
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
     """The options of a command line, with its golden set read.
 
     Raises:
-        InputError: a budget that is not above 0, or a golden set that cannot be read.
+        InputError: a budget that is not above 0, a golden set that cannot be read, or options that do not go together.
     """
     if arguments.budget is not None and not arguments.budget > 0:
         raise InputError(f"--budget {arguments.budget}: give a share of the logits' spread above 0, such as 0.1")
+    if arguments.calibrate and (arguments.to != "nf4" or arguments.budget is not None):
+        raise InputError("--calibrate: it is for --to nf4 without --budget, which tries layers rounded one by one")
     probes = tuple(golden_set(arguments))
-    return Options(arguments.to, arguments.budget, probes, arguments.force, arguments.memory_gb)
+    return Options(
+        arguments.to, arguments.budget, probes, arguments.force, arguments.memory_gb, calibrate=arguments.calibrate
+    )
 
 
 def quantize(bundle: Path, out: Path, options: Options, *, parent: str | None = None) -> Path:
@@ -157,7 +166,9 @@ class Quantization:
         options, manifest = self._options, self._manifest
         reference, errors = self._read_source()
         promoted = self._promoted(reference, errors, out)
-        self._write(directory, promoted)
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+            calibrated = self._calibrated(Path(scratch), errors) if options.calibrate else {}
+            self._write(directory, promoted, calibrated)
         parity = compare(reference, read_bundle(directory, self._probes), options.to, parent, options.budget)
         parents = {"bundle": parent, "bundle_manifest": sha256_of(self._bundle / "sightline.json"), **manifest.parents}
         layers = tuple(
@@ -179,6 +190,27 @@ class Quantization:
         with measuring(model, layers, self._options.to, self._dtype) as errors:
             reference = self._read(model)
         return reference, errors
+
+    def _calibrated(self, scratch: Path, errors: dict[str, float]) -> dict[str, TensorFiles]:
+        """By a weight's name, the files of the tensors that replace it; its layer's error is put into `errors`."""
+        from models.common.sharded import ShardedWriter, TensorFiles
+        from tools.export.calibrate import calibrate
+        from tools.export.nf4_grid import Nf4Grid
+        from tools.export.stock import FromFiles, name_in_files, skeleton
+
+        grid, writer, names = Nf4Grid(self._dtype, self._device), ShardedWriter(scratch), []
+
+        def keep(layer: str, weight: Tensor, found: Tensor, error: float) -> None:
+            errors[layer] = error
+            names.append(name_in_files(self._files, f"{layer}.weight"))
+            for name, part in grid.packed(names[-1], weight, found):
+                writer.add(name, part.cpu())
+
+        model, fetch = skeleton(self._config), FromFiles(self._files, self._device)
+        golden = (self._processor, self._probes)
+        calibrate(model, fetch, *golden, grid=grid, device=self._device, keep=keep, chosen=set(errors))
+        writer.close()
+        return dict.fromkeys(names, TensorFiles.open(scratch))
 
     def _read(self, model: Any) -> Reading:
         from tools.export.parity import read_stock
@@ -217,7 +249,7 @@ class Quantization:
 
         return settings(self._options.to, self._dtype, [*self._whole, *promoted])
 
-    def _write(self, directory: Path, promoted: list[str]) -> None:
+    def _write(self, directory: Path, promoted: list[str], calibrated: dict[str, TensorFiles]) -> None:
         """The weights one by one, the config, and the processor's files unchanged, so that prompts cannot change."""
         from tqdm import tqdm
 
@@ -230,6 +262,10 @@ class Quantization:
         chosen = {name_in_files(self._files, f"{name}.weight") for name in layers if name not in promoted}
         writer = ShardedWriter(directory)
         for name in tqdm(self._files, desc=f"to {self._options.to}", unit="tensor"):
+            if name in calibrated:
+                for leaf in (leaf for leaf in calibrated[name] if leaf == name or leaf.startswith(f"{name}.")):
+                    writer.add(leaf, calibrated[name].read(leaf))
+                continue
             value = self._files.read(name)
             if name in chosen:
                 for packed_name, part in packed(name, value.to(self._dtype), self._options.to, self._device):

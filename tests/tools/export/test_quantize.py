@@ -107,6 +107,35 @@ def test_a_budget_keeps_the_worst_layers_whole(trained_in_any: dict[str, Any], t
 
 
 @pytest.mark.slow
+def test_calibrated_weights_are_nf4_of_smaller_error(trained_in_any: dict[str, Any], tmp_path: Path) -> None:
+    """The same tensors, of the same forms; only the codes of decoder layers differ, and outputs differ less."""
+    from transformers import AutoModelForImageTextToText
+
+    bundle = beside(trained_in_any, "bundle")
+    for name, options in (("plain", []), ("calibrated", ["--calibrate"])):
+        assert run_cli(main, [str(bundle), str(tmp_path / name), "--force", *options]) == 0
+    plain, calibrated = (TensorFiles.open(tmp_path / name) for name in ("plain", "calibrated"))
+    assert set(plain) == set(calibrated)
+    differ = {name for name in plain if not torch.equal(plain.read(name), calibrated.read(name))}
+    layers = {name: read_manifest(tmp_path / name).layers for name in ("plain", "calibrated")}
+    assert len(differ) == len(layers["plain"]) == 14
+    assert all(name.endswith(".weight") and ".language_model." in f".{name}" for name in differ)
+    assert all(plain.read(name).shape == calibrated.read(name).shape for name in plain)
+    errors = {name: sum(layer.error for layer in found) for name, found in layers.items()}
+    assert errors["calibrated"] < 0.9 * errors["plain"]
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "calibrated", device_map="cpu")
+    assert type(model.get_submodule(layers["plain"][0].name)).__name__ == "Linear4bit"
+    answer = sightline.load(tmp_path / "calibrated", device="cpu").chat(image(), "What?", max_new_tokens=4)
+    assert isinstance(answer, str)
+
+
+def test_calibration_is_for_nf4_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for others in (["--to", "int8"], ["--budget", "0.2"]):
+        assert run_cli(main, [str(tmp_path), str(tmp_path / "out"), "--calibrate", *others]) == 2
+        assert "--calibrate: it is for --to nf4 without --budget" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_failed_parity_writes_nothing_and_force_says_so(
     trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
