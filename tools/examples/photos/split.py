@@ -1,6 +1,7 @@
 """Which photos are held out: drawn by seed, since a list's own order is no fair split.
 
 DATA/captions.json --seed--> OUT/train.json, OUT/held_out.json      by photo, a photo's captions stay together
+                          '-> OUT/golden.json                       of the first: what quantizing is measured on
 """
 
 from __future__ import annotations
@@ -21,11 +22,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("data", type=Path, help="a folder with captions.json and images/")
     parser.add_argument("out", type=Path, help="the directory to make")
     parser.add_argument("--held-out", type=int, required=True, help="photos that are not trained on")
+    parser.add_argument("--golden", type=int, default=16, help="captions that a quantized bundle is measured on")
+    parser.add_argument("--prompt", required=True, help="what is asked about a photo")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     train, held_out = split(read_entries(arguments.data), arguments.held_out, arguments.seed)
+    images = (arguments.data / "images").resolve()
+    drawn = random.Random(arguments.seed).sample(train, min(arguments.golden, len(train)))
+    golden = [
+        {"image": str(images / entry["file_name"]), "question": arguments.prompt, "answer": entry["caption"]}
+        for entry in drawn
+    ]
     with new_directory(arguments.out) as out:
-        for name, entries in (("train", train), ("held_out", held_out)):
+        for name, entries in (("train", train), ("held_out", held_out), ("golden", golden)):
             (out / f"{name}.json").write_text(json.dumps(entries, ensure_ascii=False, indent=0), encoding="utf-8")
     print(f"{len(train):,} captions to train on, {len(held_out):,} held out, drawn with seed {arguments.seed}")
     return 0

@@ -66,7 +66,13 @@ def rehearsal(photos: Photos) -> tuple[Step, ...]:
 
 def plan(photos: Photos) -> tuple[Step, ...]:
     """Every step, each after the steps that it needs; the report is the last."""
-    return (*rehearsal(photos), *_training(photos), *bundles(photos.run), *_scores(photos), _report(photos))
+    return (
+        *rehearsal(photos),
+        *_training(photos),
+        *bundles(photos.run, *_calibrated(photos)),
+        *_scores(photos),
+        _report(photos),
+    )
 
 
 def _python(module: str, *arguments: object) -> tuple[str, ...]:
@@ -90,7 +96,7 @@ def _backbones(run: Path) -> tuple[Step, ...]:
 
 def _data(photos: Photos) -> tuple[Step, ...]:
     lists, shards = photos.run / "split", photos.run / "shards"
-    drawn = ("--held-out", photos.sizes.num_held_out, "--seed", photos.seed)
+    drawn = ("--held-out", photos.sizes.num_held_out, "--prompt", PROMPT, "--seed", photos.seed)
     source = ("--captions", lists / "train.json", "--images", photos.data / "images", "--prompt", PROMPT)
     return (
         Step("split", _python("tools.examples.photos.split", photos.data, lists, *drawn), (lists,)),
@@ -165,6 +171,11 @@ def _training(photos: Photos) -> tuple[Step, ...]:
         ),
         Step("audit", _python("tools.audit", run, "--stage", "lora"), (run / "lora" / "audit.json",), ("lora",)),
     )
+
+
+def _calibrated(photos: Photos) -> tuple[object, ...]:
+    """Options of quantization: so small a language model sees less where plain rounding has moved its weights."""
+    return ("--calibrate", "--golden", photos.run / "split" / "golden.json")
 
 
 def _scores(photos: Photos) -> tuple[Step, ...]:

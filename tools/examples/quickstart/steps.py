@@ -142,8 +142,8 @@ def _training(run: Path, sizes: QuickstartSizes, seed: int) -> tuple[Step, ...]:
     )
 
 
-def bundles(run: Path) -> tuple[Step, ...]:
-    """Merge what both stages learnt, and quantize the last of them to NF4."""
+def bundles(run: Path, *options: object) -> tuple[Step, ...]:
+    """Merge what both stages learnt, and quantize the last of them to NF4 with these options."""
     merges = tuple(
         Step(
             f"merge {stage}",
@@ -153,7 +153,7 @@ def bundles(run: Path) -> tuple[Step, ...]:
         )
         for stage in ("align", "lora")
     )
-    quantize = _python("tools.quantize", run / "merged" / "lora", "--to", "nf4", "--out", run / "bundle")
+    quantize = _python("tools.quantize", run / "merged" / "lora", "--to", "nf4", "--out", run / "bundle", *options)
     return (*merges, Step("quantize", quantize, (run / "bundle",), ("merge lora",)))
 
 

@@ -31,10 +31,18 @@ def test_a_photos_captions_stay_together_and_the_seed_decides() -> None:
 def test_both_lists_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "captions.json").write_text(json.dumps(ENTRIES))
-    assert run_cli(main, [str(tmp_path), str(tmp_path / "out"), "--held-out", "5", "--seed", "3"]) == 0
+    assert (
+        run_cli(main, [str(tmp_path), str(tmp_path / "out"), "--held-out", "5", "--prompt", "What?", "--seed", "3"])
+        == 0
+    )
     assert "30 captions to train on, 10 held out, drawn with seed 3" in capsys.readouterr().out
     written = [json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("train", "held_out")]
     assert tuple(written) == split(ENTRIES, 5, seed=3)
+    golden = json.loads((tmp_path / "out" / "golden.json").read_text())
+    of_train = {(entry["file_name"], entry["caption"]) for entry in written[0]}
+    assert len(golden) == 16
+    assert {(Path(entry["image"]).name, entry["answer"]) for entry in golden} <= of_train
+    assert {(Path(entry["image"]).parent, entry["question"]) for entry in golden} == {(tmp_path / "images", "What?")}
 
 
 @pytest.mark.parametrize(
