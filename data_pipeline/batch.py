@@ -21,7 +21,8 @@ from torch import Tensor
 
 from data_pipeline.sample import Row
 from models.images import Images
-from models.patches import plan_patches, rope_positions
+from models.patch_plan import plan_patches
+from models.patches import rope_positions
 from models.spec import IGNORE_INDEX, PatchGrid, TextSpec
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.patches import PatchPlan
+from models.patch_plan import PatchPlan
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Images of native resolution as patches: everything that a tower and a decoder need to know of them, from sizes alone.
 
-    sizes of fitted images --PatchGrid--> places of patches, windows, learnt positions   (the tower, `PatchPlan`)
+    sizes of fitted images --PatchGrid--> places of patches, windows, learnt positions   (the tower, `patch_plan`)
                                       '-> three positions of each token, M-RoPE          (the decoder, `rope_positions`)
 
 Pure functions on the host, computed while a batch is collated, so that nothing in a forward waits for the device.
+Without torch, which the workers of the data pipeline do not load.
 Equals transformers' `vision_utils` and `get_rope_index`; for videos, which are not known here, those do more.
 
 P patches of all images in order, G images, W windows, L tokens of a sample.
@@ -12,15 +13,11 @@ P patches of all images in order, G images, W windows, L tokens of a sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from itertools import accumulate
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from models.spec import ImageSizes, PatchGrid
 
@@ -28,45 +25,7 @@ Ints = NDArray[np.int64]
 Value = TypeVar("Value", bound=np.generic)
 
 
-@dataclass(frozen=True)
-class PatchPlan:
-    """Where the patches of some images are. A tower with windows computes window after window, in "its order"."""
-
-    places_P2: Tensor
-    """int64, (row, column) of each patch in its image, in the tower's order."""
-    starts_G1: Tensor
-    """int32, where each image begins among the patches, and P."""
-    lengths: tuple[int, ...]
-    """The same on the host, as lengths."""
-    order_P: Tensor | None
-    """int64, the tower's order; None: as they come."""
-    inverse_P: Tensor | None
-    """int64, the way back from it."""
-    window_starts_W1: Tensor | None
-    """int32, where each window begins in the tower's order, and P."""
-    window_lengths: tuple[int, ...]
-    taps_P4: Tensor | None
-    """int64, the four rows of the table of learnt positions that a patch's own is between."""
-    weights_P4: Tensor | None
-    """float32, the share of each."""
-
-    @property
-    def attention_pairs(self) -> tuple[int, int]:
-        """Pairs of patches of the same image, and of the same window; without windows the first number twice."""
-        whole = sum(length**2 for length in self.lengths)
-        return whole, sum(length**2 for length in self.window_lengths) if self.window_lengths else whole
-
-    def to(self, device: torch.device) -> PatchPlan:
-        """The same on a device; the copies do not wait for it."""
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            held = getattr(self, field.name)
-            if isinstance(held, Tensor):
-                moved[field.name] = held.to(device, non_blocking=True)
-        return replace(self, **moved)
-
-
-class _OneImage(NamedTuple):
+class ImagePatches(NamedTuple):
     """The arrays of one image, in the order in which its patches come."""
 
     places_P2: Ints
@@ -77,42 +36,9 @@ class _OneImage(NamedTuple):
     weights_P4: NDArray[np.float32]
 
 
-def plan_patches(grid: PatchGrid, sizes: ImageSizes) -> PatchPlan:
-    """The plan of images of the fitted `sizes` (height, width) in pixels; without any, that of the smallest image.
-
-    That one is run so that every weight takes part (`NativeTower.image_features`).
-    """
-    found = [_one_image(grid, *grid.patches(*size)) for size in sizes or [(grid.factor, grid.factor)]]
-    lengths = [len(each.places_P2) for each in found]
-    starts = [0, *accumulate(lengths)]
-    places = np.concatenate([each.places_P2 for each in found])
-    order = inverse = window_starts = taps = weights = None
-    windows: list[int] = []
-    if grid.window is not None:
-        block = np.arange(grid.merge**2)
-        units = [each.units + start // len(block) for each, start in zip(found, starts[:-1], strict=True)]
-        order = (np.concatenate(units)[:, None] * len(block) + block).ravel()
-        places, inverse = places[order], np.argsort(order)
-        windows = [length for each in found for length in each.window_lengths]
-        window_starts = torch.tensor([0, *accumulate(windows)], dtype=torch.int32)
-    if grid.table_side is not None:
-        taps = np.concatenate([each.taps_P4 for each in found])
-        weights = np.concatenate([each.weights_P4 for each in found])
-    return PatchPlan(
-        places_P2=torch.from_numpy(places),
-        starts_G1=torch.tensor(starts, dtype=torch.int32),
-        lengths=tuple(lengths),
-        order_P=None if order is None else torch.from_numpy(order),
-        inverse_P=None if inverse is None else torch.from_numpy(inverse),
-        window_starts_W1=window_starts,
-        window_lengths=tuple(windows),
-        taps_P4=None if taps is None else torch.from_numpy(taps),
-        weights_P4=None if weights is None else torch.from_numpy(weights),
-    )
-
-
 @lru_cache(maxsize=4096)
-def _one_image(grid: PatchGrid, num_rows: int, num_columns: int) -> _OneImage:
+def patches_of(grid: PatchGrid, num_rows: int, num_columns: int) -> ImagePatches:
+    """What is known of an image of so many patches."""
     rows, columns = np.divmod(np.arange(num_rows * num_columns).reshape(num_rows, num_columns), num_columns)
     places = np.stack([in_blocks(rows, grid.merge).ravel(), in_blocks(columns, grid.merge).ravel()], axis=1)
     units, lengths = _windows(num_rows // grid.merge, num_columns // grid.merge, grid.window)
@@ -123,12 +49,12 @@ def _one_image(grid: PatchGrid, num_rows: int, num_columns: int) -> _OneImage:
         )
         taps = (low[:, :, None] * grid.table_side + left[:, None, :]).reshape(-1, 4)
         weights = (low_share[:, :, None] * left_share[:, None, :]).reshape(-1, 4)
-    return _OneImage(places, units, tuple(n * grid.merge**2 for n in lengths), taps, weights)
+    return ImagePatches(places, units, tuple(n * grid.merge**2 for n in lengths), taps, weights)
 
 
 def attention_pairs(grid: PatchGrid, sizes: ImageSizes) -> tuple[int, int]:
-    """`PatchPlan.attention_pairs` of images of the fitted `sizes`; nothing without any."""
-    found = [_one_image(grid, *grid.patches(*size)) for size in sizes]
+    """`models.patch_plan.PatchPlan.attention_pairs` of images of the fitted `sizes`; nothing without any."""
+    found = [patches_of(grid, *grid.patches(*size)) for size in sizes]
     whole = sum(len(each.places_P2) ** 2 for each in found)
     windows = sum(length**2 for each in found for length in each.window_lengths)
     return whole, windows if grid.window is not None else whole

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.anyres import arrangement, real_tiles, shrink
 from models.kept_features import KeptFeatures
-from models.patches import PatchPlan
+from models.patch_plan import PatchPlan
 from models.spec import ImageSizes, ImageSpec
 
 

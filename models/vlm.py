@@ -21,7 +21,8 @@ from models.attention import Segments
 from models.decoder import Packed, packed_decoder
 from models.images import Images
 from models.native.tower import NativeTower
-from models.patches import PatchPlan, rope_of_samples
+from models.patch_plan import PatchPlan
+from models.patches import rope_of_samples
 from models.quantized import follow_weights
 from models.scaled_head import output_head
 from models.spec import ImageSizes, ImageSpec, TextSpec

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models.attention import Segments, attend
 from models.common.errors import InputError
-from models.patches import PatchPlan, plan_patches
+from models.patch_plan import PatchPlan, plan_patches
 from models.spec import ImageSizes, ImageSpec, PatchGrid
 from models.vision import ImageFeatures
 

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from eval.live import LiveModel
 from eval.predictor import Decoding, Predictor, Query, Turn
 from models.spec import CropImage, ImageSpec, TextSpec
+from models.vision import VisionEncoder
 from models.vlm import VLM
 from tests.support.bundles import IMAGE_SIZE, PATCH_SIZE, image, make_bundle
-
-
-class Tower(torch.nn.Module):
-    """The vision part of a Llava model, as `VLM` calls it."""
-
-    def __init__(self, llava: Any) -> None:
-        super().__init__()
-        self.tower = llava.model.vision_tower
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        states: torch.Tensor = self.tower(pixels, output_hidden_states=True).hidden_states[-2]
-        return states[:, 1:]
 
 
 def vlm_of(predictor: Predictor) -> VLM:
@@ -46,7 +33,8 @@ def vlm_of(predictor: Predictor) -> VLM:
         pad_token_id=processor.tokenizer.pad_token_id,
         vocab_size=llava.config.text_config.vocab_size,
     )
-    return VLM(Tower(llava), llava.model.multi_modal_projector, language, image=image, text=text)  # type: ignore[arg-type]
+    tower = VisionEncoder(llava.model.vision_tower, feature_layer=-2, num_skipped_tokens=1)
+    return VLM(tower, llava.model.multi_modal_projector, language, image=image, text=text)
 
 
 @pytest.mark.parametrize(

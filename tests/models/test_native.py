@@ -20,7 +20,8 @@ from data_pipeline.tiles import cut_patches
 from models.build import ModelMetadata, build_vlm, read_metadata
 from models.common.errors import InputError
 from models.opening import open_model
-from models.patches import plan_patches, rope_positions
+from models.patch_plan import plan_patches
+from models.patches import rope_positions
 from models.published.names import place_of
 from models.spec import IGNORE_INDEX, NativeImage, PatchGrid
 from models.vlm import VLM

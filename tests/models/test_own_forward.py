@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,10 @@ def test_a_class_that_leaks_is_found_by_its_numbers(monkeypatch: pytest.MonkeyPa
 
     exact, calls = attention._one_by_one, []
 
-    def leaking(states: Any, lengths: Any, *others: Any) -> Tensor:
-        calls.append(lengths)
-        return exact(states, (sum(lengths),) if len(calls) == 2 else lengths, *others)
+    def leaking(states: Any, segments: Segments, *others: Any) -> Tensor:
+        calls.append(segments)
+        joined = replace(segments, lengths=(sum(segments.lengths),))
+        return exact(states, joined if len(calls) == 2 else segments, *others)
 
     monkeypatch.setattr(attention, "_one_by_one", leaking)
     with pytest.raises(InputError, match="OlmoForCausalLM cannot be trained: packed samples see each other"):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data_pipeline.batch import Batch
 from data_pipeline.sample import Row
-from models.patches import PatchPlan
+from models.patch_plan import PatchPlan
 from tests.support.native import MERGE
 
 
