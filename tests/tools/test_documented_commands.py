@@ -47,6 +47,7 @@ ELSEWHERE = {
     r"python -m tools.toy import-llama2c": "tests/tools/examples/synthetic/test_llama2c.py",
     r"python -m deepspeed.utils.zero_to_fp32": "tests/tools/export/test_merge_deepspeed.py",  # the peer's
     r"python -m tools.bench": "tests/tools/dev/bench/test_step.py",
+    r"python -m tools.preflight recipes/qwen": "tests/tools/examples/test_native_page.py",
     r"python -m tools.preflight.sizing": "tests/tools/preflight/test_sizing.py",
     r"(python -m tools|sightline).report": "tests/tools/examples/test_report.py",
     r"python -m eval.run clip": "tests/eval/test_retrieval_task.py",
