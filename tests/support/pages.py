@@ -10,10 +10,14 @@ from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from tests.support.bundles import image, make_bundle
 from tests.support.patience import GUARD_S
+
+if TYPE_CHECKING:
+    from tests.support.servers import Running
 
 _ADDRESS = re.compile(r"the page is at (\S+)")
 PAGE_TOKENS = 60
@@ -23,6 +27,13 @@ PAGE_TOKENS = 60
 @contextmanager
 def running_page(folder: Path, *, with_examples: bool = False, root_path: str | None = None) -> Iterator[str]:
     """Serve a page from `folder` and give its address; it is closed afterwards."""
+    with page_server(folder, with_examples=with_examples, root_path=root_path) as server:
+        yield f"{server.url}/"
+
+
+@contextmanager
+def page_server(folder: Path, *, with_examples: bool = False, root_path: str | None = None) -> Iterator[Running]:
+    """Serve a page from `folder` and give its server."""
     from eval.predictor import Predictor
     from tests.support.servers import running_server
 
@@ -36,7 +47,7 @@ def running_page(folder: Path, *, with_examples: bool = False, root_path: str | 
         patch.dict(os.environ, GRADIO_TEMP_DIR=str(folder / "kept")),
         running_server(predictor, page=folder / "kept", examples=examples, root_path=root_path or "") as server,
     ):
-        yield f"{server.url}/"
+        yield server
 
 
 def answer_of_page(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -154,3 +155,25 @@ def asking(*content: dict[str, Any] | str, **more: Any) -> dict[str, Any]:
     """The body of a chat completion with one user turn."""
     parts = [text_part(part) if isinstance(part, str) else part for part in content]
     return {"model": MODEL, "messages": [{"role": "user", "content": parts}], "max_tokens": 12, **more}
+
+
+@contextmanager
+def stuck_after(server: Running, steps: int) -> Iterator[threading.Event]:
+    """Let the model stand still after so many steps, and choose no end token, until the event is set."""
+    model, goes_on, left = server.predictor.model, threading.Event(), iter(range(steps))
+    before = model.forward
+
+    def stuck(*arguments: Any, **options: Any) -> Any:
+        if next(left, None) is None:
+            goes_on.wait(GUARD_S)
+        output = before(*arguments, **options)
+        if not goes_on.is_set():
+            output.logits[..., list(server.predictor.end_ids)] = -math.inf
+        return output
+
+    model.forward = stuck
+    try:
+        yield goes_on
+    finally:
+        goes_on.set()
+        model.forward = before

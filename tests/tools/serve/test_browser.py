@@ -15,10 +15,10 @@ import pytest
 
 from eval.predictor import Predictor
 from tests.support.bundles import image, make_bundle
-from tests.support.pages import running_page
+from tests.support.pages import page_server, running_page
 from tests.support.patience import GUARD_S
 from tests.support.proxies import proxy
-from tests.support.servers import Running, asking, picture_part, running_server, slow_steps
+from tests.support.servers import Running, asking, picture_part, running_server, slow_steps, stuck_after
 
 CHROMIUM = os.environ.get("SIGHTLINE_CHROMIUM", shutil.which("chromium") or shutil.which("chromium-browser") or "")
 
@@ -118,21 +118,24 @@ def settled(page: Any) -> str:
 
 
 def test_stop_ends_an_answer_and_the_next_question_goes_on(page: Any, tmp_path: Path) -> None:
-    upload(page, photo(tmp_path))
-    expect(page.locator("#image img")).to_be_visible()
-    page.click("#decoding button")
-    page.locator("#decoding input[type=number]").nth(2).fill("400")
-    page.locator("#decoding input[type=number]").nth(0).fill("2")  # hot, so that no end token comes soon
-    page.locator("#decoding input[type=number]").nth(0).press("Tab")
-    ask(page, "What is in the image?")
-    playwright_api.expect(page.locator(LAST_ANSWER)).not_to_be_empty()  # else there is nothing to keep
-    page.click("#question .stop-button")
-    expect(page.locator("#question .submit-button")).to_be_visible()
-    assert len(settled(page)) < 400, "it must have ended ahead of its 400 tokens, of a character or more each"
-    page.locator("#decoding input[type=number]").nth(2).fill("20")
-    page.locator("#decoding input[type=number]").nth(2).press("Tab")
-    ask(page, "Which colour is it?")
-    wait_for_the_end(page, 2)
+    with page_server(tmp_path) as server, stuck_after(server, steps=20) as goes_on:  # so that it cannot end by itself
+        page.goto(server.url)
+        upload(page, photo(tmp_path))
+        expect(page.locator("#image img")).to_be_visible()
+        page.click("#decoding button")
+        page.locator("#decoding input[type=number]").nth(2).fill("400")
+        page.locator("#decoding input[type=number]").nth(0).fill("2")  # hot, so that no end token comes soon
+        page.locator("#decoding input[type=number]").nth(0).press("Tab")
+        ask(page, "What is in the image?")
+        playwright_api.expect(page.locator(LAST_ANSWER)).not_to_be_empty()  # else there is nothing to keep
+        page.click("#question .stop-button")
+        goes_on.set()
+        expect(page.locator("#question .submit-button")).to_be_visible()
+        assert len(settled(page)) < 400, "it must have ended ahead of its 400 tokens, of a character or more each"
+        page.locator("#decoding input[type=number]").nth(2).fill("20")
+        page.locator("#decoding input[type=number]").nth(2).press("Tab")
+        ask(page, "Which colour is it?")
+        wait_for_the_end(page, 2)
 
 
 def test_retry_answers_anew(page: Any, tmp_path: Path) -> None:

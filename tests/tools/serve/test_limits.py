@@ -19,7 +19,7 @@ from PIL import Image
 from data_pipeline.images import open_image
 from eval.predictor import Predictor
 from tests.support.patience import GUARD_S
-from tests.support.servers import Running, asking, file_of, picture_part, running_server, slow_steps
+from tests.support.servers import Running, asking, file_of, picture_part, running_server, slow_steps, stuck_after
 from tools.dev.bench.serving import large_picture
 
 PATH = "/v1/chat/completions"
@@ -191,25 +191,6 @@ def test_an_answer_that_takes_too_long_ends_as_an_error(tiny_predictor: Predicto
         goes_on.set()
         server.until_idle()
         assert server.engine.stats().finished["cancelled"] == 1, "clients must not send it again"
-
-
-@contextmanager
-def stuck_after(server: Running, steps: int) -> Iterator[threading.Event]:
-    """Let the model stand still after so many steps, until the event is set."""
-    model, goes_on, left = server.predictor.model, threading.Event(), iter(range(steps))
-    before = model.forward
-
-    def stuck(*arguments: Any, **options: Any) -> Any:
-        if next(left, None) is None:
-            goes_on.wait(GUARD_S)
-        return before(*arguments, **options)
-
-    model.forward = stuck
-    try:
-        yield goes_on
-    finally:
-        goes_on.set()
-        model.forward = before
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
