@@ -4,7 +4,6 @@
     layer n: run --> linear layers' inputs --GPTQ--> weights on the grid; run again with them --> inputs of layer n + 1
 
 So each layer also makes up for the errors of those before it. Owns the order; `tools.export.gptq` owns the arithmetic.
-A decoder that adds to the hidden states between its layers (DeepStack) is measured without that.
 """
 
 from __future__ import annotations
@@ -23,9 +22,6 @@ from tools.export.streamed import Fetch, Unit, stream
 
 if TYPE_CHECKING:
     from tools.export.golden import Probe
-
-PREFIX = "model.language_model.layers."
-"""The full name of a stock model's decoder layers, with a dot behind it."""
 
 Keep = Callable[[str, Tensor, Tensor, float], None]
 """Called with a linear layer's full name, its weight, that on the grid, and its output's relative error."""
@@ -55,18 +51,14 @@ def calibrate(
         chosen: full names of the linear layers to quantize; None: all of the decoder layers'.
 
     Raises:
-        InputError: the layers differ in what they attend to, so one layer's mask is not the other's.
+        InputError: a layer does not get what the one before it gave, with the same mask.
     """
-    kinds = set(getattr(model.config.text_config, "layer_types", None) or ())
-    if len(kinds) > 1:
-        raise InputError(
-            f"{type(model.language_model if hasattr(model, 'language_model') else model).__name__}: its layers mix"
-            f" {' and '.join(sorted(kinds))}, which GPTQ does not follow; `sightline quantize --to nf4` can"
-        )
-    layers = model.model.language_model.layers
-    units = {f"{PREFIX}{number}": Unit(f"{PREFIX}{number}", each, fetch, device) for number, each in enumerate(layers)}
+    _check(model)
+    layers = model.get_decoder().layers
+    prefix = next(name for name, module in model.named_modules() if module is layers)
+    units = {f"{prefix}.{key}": Unit(f"{prefix}.{key}", each, fetch, device) for key, each in layers.named_children()}
     stream(model, fetch, device, by_hand=units)
-    inputs = [_with_answer(processor, probe, device) for probe in probes]
+    inputs = [_with_answer(model, processor, probe, device) for probe in probes]
     flowing = _first_inputs(model, layers[0], inputs)
     for (name, unit), layer in zip(tqdm(units.items(), desc="calibrate", unit="layer"), layers, strict=True):
         unit.load()
@@ -84,14 +76,27 @@ def calibrate(
         unit.free()
 
 
-def _with_answer(processor: Any, probe: Probe, device: torch.device) -> dict[str, Tensor]:
+def _check(model: Any) -> None:
+    """Raise InputError where layers are not run one after another on hidden states and one mask alone."""
+    kinds = set(getattr(model.config.text_config, "layer_types", None) or ())
+    why = f"its layers mix {' and '.join(sorted(kinds))}" if len(kinds) > 1 else ""
+    if getattr(model.config.vision_config, "deepstack_visual_indexes", None):
+        why = "features of the image are added between its layers (DeepStack)"
+    if why:
+        raise InputError(
+            f"{type(model).__name__}: {why}, which GPTQ does not follow; `sightline quantize --to nf4` without"
+            " --calibrate can"
+        )
+
+
+def _with_answer(model: Any, processor: Any, probe: Probe, device: torch.device) -> dict[str, Tensor]:
     """What a stock model gets of a probe: its prompt, with the golden answer behind it."""
-    from tools.export.parity import answer_ids, stock_inputs
+    from tools.export.parity import answer_ids, stock_inputs, token_types
 
     each: dict[str, Tensor] = {name: value.to(device) for name, value in stock_inputs(processor, probe).items()}
     answer = torch.tensor([answer_ids(processor.tokenizer, probe)], device=device, dtype=torch.long)
     each["input_ids"] = torch.cat([each["input_ids"], answer], dim=1)
-    return each
+    return each | token_types(model, each["input_ids"])
 
 
 def _first_inputs(model: Any, first: nn.Module, inputs: list[dict[str, Tensor]]) -> list[tuple[Tensor, dict[str, Any]]]:

@@ -9,6 +9,7 @@ prompts' and the golden answers'.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -113,15 +114,10 @@ def read_stock(model: Any, processor: Any, probes: list[Probe], device: torch.de
     inputs = [stock_inputs(processor, probe) for probe in probes]
     prompts = [each.pop("input_ids")[0].tolist() for each in inputs]
     answers = [answer_ids(processor.tokenizer, probe) for probe in probes]
-    types_of_inputs = [each.pop("mm_token_type_ids", None) for each in inputs]
 
     def hidden(ids_BL: Tensor, rows: slice) -> Tensor:
-        types = (
-            {"mm_token_type_ids": (ids_BL == model.config.image_token_id).int()}
-            if types_of_inputs[0] is not None
-            else {}
-        )
-        output = model.model(input_ids=ids_BL, **types, **stack_pixels(inputs[rows], device), use_cache=False)
+        pixels = stack_pixels(inputs[rows], device)
+        output = model.model(input_ids=ids_BL, **token_types(model, ids_BL), **pixels, use_cache=False)
         return output.last_hidden_state
 
     pixels = tuple(_by_tile(each["pixel_values"]) for each in inputs)
@@ -250,7 +246,13 @@ def stock_inputs(processor: Any, probe: Probe) -> dict[str, Tensor]:
         return_dict=True,
         return_tensors="pt",
     )
-    return {name: value for name, value in inputs.items() if name != "attention_mask"}
+    return {name: value for name, value in inputs.items() if name not in ("attention_mask", "mm_token_type_ids")}
+
+
+def token_types(model: Any, ids_BL: Tensor) -> dict[str, Tensor]:
+    """Which tokens are an image's, for a model that wants to be told (M-RoPE); a processor knows no golden answers."""
+    is_asked = "mm_token_type_ids" in inspect.signature(model.model.forward).parameters
+    return {"mm_token_type_ids": (ids_BL == model.config.image_token_id).int()} if is_asked else {}
 
 
 def answer_ids(tokenizer: Any, probe: Probe) -> list[int]:

@@ -210,7 +210,7 @@ class Quantization:
         golden = (self._processor, self._probes)
         calibrate(model, fetch, *golden, grid=grid, device=self._device, keep=keep, chosen=set(errors))
         writer.close()
-        return dict.fromkeys(names, TensorFiles.open(scratch))
+        return dict.fromkeys(names, TensorFiles.open(scratch)) if names else {}
 
     def _read(self, model: Any) -> Reading:
         from tools.export.parity import read_stock

@@ -62,6 +62,10 @@ def test_the_bundle_equals_the_trained_model(tmp_path: Path, kind: str, precisio
         [sightline.Query((image(shape),), turns) for shape in ("circle", "square")], ["A red circle."] * 2
     )
     assert abs(seen[0][0] - seen[1][0]) > 1e-5
+    if kind == "perceiver":
+        words = [str(tmp_path / "bundle"), str(tmp_path / "small"), "--calibrate", "--probes", "2", "--force"]
+        assert run_cli(quantize_main, words) == 0
+        assert sightline.load(tmp_path / "small", device="cpu").chat(image(), "What?", max_new_tokens=4) is not None
     if kind == "qformer":
         written = json.loads((tmp_path / "bundle" / "config.json").read_text())
         assert written["image_seq_length"] == NUM_QUERIES
