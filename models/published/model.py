@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import PositiveInt, PrivateAttr
+from pydantic import PositiveInt, PrivateAttr, model_validator
 
 from models.common.errors import InputError
 from models.common.source import FindPart, directory_of, read_part
@@ -46,6 +46,15 @@ class PublishedModel(ModelSource):
     """At native resolution, image tokens of the smallest image; None: what its processor says."""
     max_image_tokens: PositiveInt | None = None
     """Of the largest."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> PublishedModel:
+        least, most = self.min_image_tokens, self.max_image_tokens
+        if least is not None and most is not None and least > most:
+            raise ValueError(
+                f"min_image_tokens={least} is above max_image_tokens={most}: no image has as many; swap them"
+            )
+        return self
 
     _finders: tuple[FindPart] = PrivateAttr(default=(read_part,))  # pydantic would bind a function as a method
 

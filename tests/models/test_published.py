@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from models.build import build_vlm, read_metadata
 from models.common.errors import InputError
 from models.common.sharded import ShardedWriter, TensorFiles
 from models.config import ModelConfig
+from models.published.model import PublishedModel
 from models.published.names import NEWLINE, place_of
 from tests.support.bundles import make_bundle
 from tests.support.published import FAMILIES, assert_stock_logits, make_published, published
@@ -124,3 +126,9 @@ def test_three_directories_are_what_is_meant_where_no_kind_stands() -> None:
     stage |= {"batch": {"global_rows": 1, "micro_rows": 1}}
     values = {"name": "x", "run": "y", "model": {**parts, "language": language}, "stages": {"s": stage}}
     assert isinstance(Recipe.model_validate_json(json.dumps(values)).model, ModelConfig)
+
+
+def test_bounds_of_an_image_that_leave_none_are_refused_without_the_model() -> None:
+    with pytest.raises(ValidationError, match="min_image_tokens=4 is above max_image_tokens=2"):
+        PublishedModel(path="Qwen/Qwen3-VL-4B-Instruct", min_image_tokens=4, max_image_tokens=2)
+    PublishedModel(path="Qwen/Qwen3-VL-4B-Instruct", min_image_tokens=4, max_image_tokens=4)
