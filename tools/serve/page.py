@@ -25,6 +25,9 @@ from tools.serve.waiting import WaitingRoom
 
 ANSWER_S = 300.0
 """How long one answer may take."""
+_EMPTIED = "() => [[], '', '']"
+"""Another image empties the chat window in the browser at once: the server's word could come after the first answer, and
+take it away. The chat itself is a new one as soon as it is asked about another image (`Chat.asked`)."""
 SUGGESTIONS = ("What is in the image?", "Describe the image in detail.", "How many things are there?")
 
 
@@ -137,7 +140,8 @@ class Page:
         self._chatbot.clear(_fresh, None, fresh, queue=False, api_name="clear")
         self._image.upload(self._uploaded, self._image, [self._image, self._image_notice], api_visibility="private")
         self._image.clear(lambda: "", None, self._image_notice, queue=False, api_visibility="private")
-        self._image.change(_fresh, None, fresh, queue=False, api_visibility="private")
+        emptied = [self._chatbot, self._notice, self._status]
+        self._image.change(None, None, emptied, js=_EMPTIED, api_visibility="private")
         self._address.submit(
             self._fetched, self._address, [self._image, self._address, self._image_notice], api_name="fetch"
         )

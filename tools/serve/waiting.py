@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from tools.serve.shares import address_group
 
 _LOOK_S = 0.5
 """Seconds between two looks at who still listens."""
+_CLOSING_S = 1.0
+"""Seconds that a page has to learn that its messages' stream was closed, before a new question of it is taken."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class Mailbox(asyncio.Queue[Any]):
     def is_heard(self, within_s: float) -> bool:
         """Whether somebody listens, or did within so many seconds."""
         return self._num_listeners > 0 or time.monotonic() - self._heard_s < within_s
+
+    def was_left_within(self, within_s: float) -> bool:
+        """Whether somebody listened within so many seconds, and nobody does now."""
+        return self._num_listeners == 0 and time.monotonic() - self._heard_s < within_s
 
 
 class WaitingRoom(Queue):
@@ -99,14 +106,16 @@ class WaitingRoom(Queue):
 
     async def push(self, body: Any, request: Any, username: str | None) -> Any:
         """Let a join in, or say why not; see Gradio's own."""
-        refusal = self._refusal(str(body.session_hash), _address_of(request))
-        if refusal:
-            return False, refusal, "queue_full"
         if body.session_hash is None:  # of the API, where each call is its own session
             body.session_hash = secrets.token_hex(16)
-        if body.session_hash not in self.pending_messages_per_session:
-            self.pending_messages_per_session[body.session_hash] = Mailbox()
-        return await super().push(body, request, username)
+        with self._stream_held(body.session_hash):
+            await self._stream_settled(body.session_hash)
+            refusal = self._refusal(body.session_hash, _address_of(request))
+            if refusal:
+                return False, refusal, "queue_full"
+            if body.session_hash not in self.pending_messages_per_session:
+                self.pending_messages_per_session[body.session_hash] = Mailbox()
+            return await super().push(body, request, username)
 
     def get_events(self) -> tuple[list[Event], bool, str] | None:
         """The next to be answered: of those that are listened to, one of the address whose turn was longest ago."""
@@ -120,6 +129,29 @@ class WaitingRoom(Queue):
                 line.queue.remove(chosen)
                 return [chosen], False, name
         return None
+
+    @contextmanager
+    def _stream_held(self, session: str) -> Iterator[None]:
+        """Keep a session's open stream of messages from being closed: Gradio closes it when no event is pending."""
+        joining = secrets.token_hex(16)
+        self.pending_event_ids_session.setdefault(session, set()).add(joining)
+        try:
+            yield
+        finally:
+            pending = self.pending_event_ids_session.get(session, set())
+            pending.discard(joining)
+            if not pending:
+                self.pending_event_ids_session.pop(session, None)
+
+    async def _stream_settled(self, session: str) -> None:
+        """Wait until a session's stream is open, or its page knows that it is closed.
+
+        A page that is answered while it still takes a closed stream for open waits there for ever: its question would
+        be asked, never answered, and nothing said.
+        """
+        mailbox = self.pending_messages_per_session.get(session)
+        while isinstance(mailbox, Mailbox) and mailbox.was_left_within(_CLOSING_S):
+            await asyncio.sleep(_CLOSING_S / 20)
 
     def _refusal(self, session: str, address: str) -> str:
         """Why a join is not let in, or ""; joins that nobody listens to make room for it."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
+import json
 import os
+import secrets
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -248,3 +251,53 @@ def test_a_bundle_with_a_file_missing_is_one_line_and_exit_code_2(tmp_path: Path
     assert done.returncode == 2
     assert "model.safetensors" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_slow_browser_gets_the_answer_to_what_it_asks_as_the_last_one_ends(address: str) -> None:
+    """It learns late that the stream of messages was closed, and opens a new one only if it knows when it is let in."""
+    endpoints = httpx.get(f"{address}config").json()["dependencies"]
+    fetch = next(number for number, endpoint in enumerate(endpoints) if endpoint["api_name"] == "fetch")
+
+    async def scene() -> None:
+        async with httpx.AsyncClient(base_url=f"{address}gradio_api/", timeout=GUARD_S) as client:
+            browser = SlowBrowser(client, fetch)
+            for _ in range(3):
+                await asyncio.wait_for(browser.ask(), GUARD_S / 10)
+            browser.close()
+
+    asyncio.run(scene())
+
+
+class SlowBrowser:
+    """Gradio's client as far as its messages go, which sees each of them some time after it came."""
+
+    LATE_S = 0.4
+
+    def __init__(self, client: httpx.AsyncClient, function: int) -> None:
+        self._client, self._session = client, secrets.token_hex(8)
+        self._body = {"data": ["no address"], "fn_index": function, "session_hash": self._session}
+        self._is_open, self._streams = False, []
+        self._completed: asyncio.Queue[str] = asyncio.Queue()
+
+    async def ask(self) -> None:
+        """Join, listen where no stream is thought to be open, and wait for the end."""
+        joined = (await self._client.post("queue/join", json=self._body)).json()["event_id"]
+        if not self._is_open:
+            self._is_open = True
+            self._streams.append(asyncio.ensure_future(self._listen()))
+        while await self._completed.get() != joined:
+            pass
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.cancel()
+
+    async def _listen(self) -> None:
+        later = asyncio.get_running_loop().call_later
+        async with self._client.stream("GET", "queue/data", params={"session_hash": self._session}) as response:
+            async for line in response.aiter_lines():
+                message = json.loads(line.removeprefix("data: ") or "{}")
+                if message.get("msg") == "process_completed":
+                    self._completed.put_nowait(message["event_id"])
+                if message.get("msg") == "close_stream":
+                    later(self.LATE_S, setattr, self, "_is_open", False)
