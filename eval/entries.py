@@ -103,11 +103,16 @@ def _parsed(path: Path, content: bytes) -> Any:
         return parse_json(content, path)
     except InputError as error:
         whole = error
-    lines = [line for line in content.split(b"\n") if line.strip()]
-    try:
-        entries = [parse_json(line, path) for line in lines]
-    except InputError:
-        raise whole from None
-    if not all(isinstance(entry, dict) for entry in entries):
-        raise whole
+    entries: list[Any] = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entries.append(parse_json(line, path))
+        except InputError as error:
+            if not entries:
+                raise whole from None
+            raise InputError(f"line {number} of {error}: was the file written to its end?") from None
+        if not isinstance(entries[-1], dict):
+            raise whole
     return entries

@@ -1,6 +1,6 @@
 """Predictions that were made elsewhere: their files as entries, and which answer belongs to which row.
 
-    LLaVA           JSONL of {question_id, text}
+    LLaVA           JSONL of {question_id, prompt, text}; where the id is a picture's, joined by picture and question
     lmms-eval       samples, JSONL of {doc_id, filtered_resps, input}; joined by `doc`'s own fields where it is there
     VLMEvalKit      table (xlsx, TSV, CSV) with `prediction`
     COCO            list of {image_id, caption}
@@ -20,15 +20,18 @@ from typing import Any
 
 from eval.benchmarks.fields import find
 from eval.benchmarks.row import PLACE, Row
+from eval.benchmarks.scoring import picture_name
 from eval.benchmarks.spec import Benchmark
 from eval.benchmarks.tables import is_table, read_table
 from eval.entries import read_json
 from models.common.errors import InputError
 
-ALONE = ("prediction", "response", "pred_answer", "pred")
+ALONE = ("prediction", "response", "pred_answer", "pred", "predict")
 """Where the answer stands in entries that have the question and its truth as well."""
 BESIDE = (*ALONE, "text", "caption", "answer")
 """Where it stands in files of answers alone."""
+PROMPT = "prompt"
+"""The field of LLaVA's answers that holds what was asked."""
 ASKED = "#asked"
 """The field of entries that know no more than what was asked."""
 _PICTURE = re.compile(r"<image( \d+)?>")
@@ -88,13 +91,15 @@ def answer_in(entry: dict[str, Any], benchmark: Benchmark, names: Sequence[str],
 
 
 def answers_to(rows: Sequence[Row], entries: Sequence[dict[str, Any]], benchmark: Benchmark, where: str) -> list[str]:
-    """The answer to each row: by its key, or by position where the file lacks a part of the key.
+    """The answer to each row: by its key, by picture and question, or by position where the file lacks both.
 
     Raises:
         InputError: a row without an answer, two answers to one row, or another number of entries than of rows.
     """
     if entries and all(ASKED in entry for entry in entries):
         return _by_place(rows, entries, benchmark, where)
+    if pictures := _pictures_of(rows, entries):
+        return _by_picture(rows, entries, pictures, benchmark, where)
     keys = [tuple(_text(find(entry, name)) for name in benchmark.key) for entry in entries]
     if benchmark.form.rule == "captions":
         keys = [(_text(find(entry, "image_id|id")),) for entry in entries]
@@ -104,12 +109,57 @@ def answers_to(rows: Sequence[Row], entries: Sequence[dict[str, Any]], benchmark
         raise InputError(
             f"{where} has {len(entries)} answers to {len(rows)} questions, and names no {' and '.join(benchmark.key)}"
         )
-    for row, key in zip(rows, keys, strict=True):
-        if any(part not in ("", own) for part, own in zip(key, row.key, strict=False)):
+    for row, key, entry in zip(rows, keys, entries, strict=True):
+        is_named = all(part in ("", own) for part, own in zip(key, row.key, strict=False))
+        is_asked = PROMPT in entry and _is_asked(row, entry[PROMPT], benchmark)
+        if not (is_named or is_asked):
             raise InputError(
-                f"{where}: answers are in another order than the questions: {key} stands where {row.name} is"
+                f"{where}: answers are in another order than the questions: {_said(key)} stands where {row.name} is"
             )
     return [answer_in(entry, benchmark, BESIDE, where) for entry in entries]
+
+
+def _said(key: tuple[str, ...]) -> str:
+    return "/".join(part for part in key if part) or "another question"
+
+
+def _pictures_of(rows: Sequence[Row], entries: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    """The places of the rows by picture, where LLaVA's answers name pictures instead of rows, as in TextVQA and MME."""
+    if not all(isinstance(entry.get(PROMPT), str) and entry.get("question_id") for entry in entries):
+        return {}
+    found: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        found.setdefault(_stem(picture_name(row) or ""), []).append(place)
+    names = {_stem(entry["question_id"]) for entry in entries}
+    return found if names <= found.keys() and not names & {"/".join(row.key) for row in rows} else {}
+
+
+def _by_picture(
+    rows: Sequence[Row],
+    entries: Sequence[dict[str, Any]],
+    pictures: dict[str, list[int]],
+    benchmark: Benchmark,
+    where: str,
+) -> list[str]:
+    """An answer belongs to the row of its picture whose question its prompt holds; the longest one, and the first."""
+    by_place: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        left = [place for place in pictures[_stem(entry["question_id"])] if place not in by_place]
+        asked = [place for place in left if _is_asked(rows[place], entry[PROMPT], benchmark)]
+        if not asked:
+            raise InputError(
+                f"{where}: no question is left of picture {entry['question_id']} that {entry[PROMPT][:60]!r} asks"
+            )
+        by_place[max(asked, key=lambda place: len(rows[place].question))] = entry
+    missing = [row for place, row in enumerate(rows) if place not in by_place]
+    if missing:
+        raise InputError(f"{where} lacks {len(missing)} of {len(rows)} answers, the first is to {missing[0].name}")
+    return [answer_in(by_place[place], benchmark, BESIDE, where) for place in range(len(rows))]
+
+
+def _stem(name: Any) -> str:
+    """A picture's name without what a file's name ends with."""
+    return re.sub(r"\.(jpe?g|png|webp)$", "", str(name), flags=re.IGNORECASE)
 
 
 def _by_key(

@@ -105,6 +105,7 @@ def _own(name: str, files: tuple[str, ...]) -> tuple[Mapping[str, Any] | None, t
 
 
 def _rows_and_answers(benchmark: Benchmark, sources: Sources) -> tuple[Any, list[str]]:
+    from eval.benchmarks.fields import find
     from eval.benchmarks.rows import read_rows, rows_of
     from eval.predictions import ALONE, ASKED, answer_in, answers_to, read_predictions
 
@@ -119,6 +120,11 @@ def _rows_and_answers(benchmark: Benchmark, sources: Sources) -> tuple[Any, list
         return rows, answers_to(rows.rows, entries, benchmark, where)
     if any(ASKED in entry for entry in entries):
         raise InputError(f"{where} holds no questions: give the benchmark's own files with --questions")
+    if entries and not benchmark.is_judged and all(find(entry, benchmark.truth_source) is None for entry in entries):
+        raise InputError(
+            f"{where} holds no right answers ({' or '.join(benchmark.truth_source.split('|'))}): "
+            "give the benchmark's own files with --questions"
+        )
     rows = rows_of(benchmark, entries, where, {})
     return rows, [answer_in(dict(row.fields), benchmark, ALONE, where) for row in rows.rows]
 

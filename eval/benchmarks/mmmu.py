@@ -97,8 +97,7 @@ def normalised(text: str) -> list[str | float]:
 
 def open_rule(value: tuple[str | float, ...], row: Row) -> float:
     """1 where a right text is contained in one of the values, or a number is equal."""
-    truths = row.truth if isinstance(row.truth, list | tuple) else [row.truth]
-    right = [each for truth in truths for each in normalised(str(truth))]
+    right = [each for truth in _truths(row.truth) for each in normalised(str(truth))]
     for found in value:
         if isinstance(found, str):
             if any(isinstance(each, str) and each in found for each in right):
@@ -106,3 +105,13 @@ def open_rule(value: tuple[str | float, ...], row: Row) -> float:
         elif found in right:
             return 1.0
     return 0.0
+
+
+def _truths(truth: object) -> list[object]:
+    """Several right answers are a list, and in the hub's table the text of one, of which one lacks its last quote."""
+    if isinstance(truth, list | tuple):
+        return list(truth)
+    text = str(truth).strip()
+    if text.startswith("['") and text.endswith("]"):
+        return [each.strip("'") for each in text[1:-1].split(", ")]
+    return [truth]

@@ -179,6 +179,11 @@ class Benchmark(Config):
         found += [each.name for each in self.sums if not each.by_group]
         return tuple(dict.fromkeys([self.headline, *found]))
 
+    @property
+    def truth_source(self) -> str:
+        """The field of a file that the truth is, or is made of."""
+        return self.derive[self.truth].source if self.truth in self.derive else self.truth
+
     def form_of(self, fields: Mapping[str, Any]) -> Form:
         """How the row with these fields is asked and scored."""
         if self.variant_by is None:

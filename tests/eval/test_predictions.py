@@ -43,6 +43,52 @@ def test_llavas_answers_are_paired_by_position_where_they_name_no_category(quest
         answers(questions, lines(tmp_path / "a.jsonl", own[::-1]))
 
 
+def test_llavas_answers_may_count_on_where_our_files_begin_anew(questions: str, tmp_path: Path) -> None:
+    """As in its POPE, whose ids go on over the three files: the prompts show that the order is right."""
+    own = [
+        {"question_id": 3000 + row["question_id"], "prompt": f"{row['text']}\nIn one word.", "text": row["label"]}
+        for row in QUESTIONS
+    ]
+    assert answers(questions, lines(tmp_path / "a.jsonl", own)) == ["yes", "no"]
+    with pytest.raises(InputError, match="in another order than the questions: 3002 stands where random/1 is"):
+        answers(questions, lines(tmp_path / "a.jsonl", own[::-1]))
+
+
+TEXTVQA = [
+    {"question_id": 34602, "image_id": "003a", "question": "What is the brand?", "answers": ["dakota"] * 10},
+    {"question_id": 34603, "image_id": "003a", "question": "What is the brand? Or the name", "answers": ["digi"] * 10},
+    {"question_id": 34604, "image_id": "b9dc", "question": "What is the brand?", "answers": ["copen"] * 10},
+]
+
+
+def test_llavas_answers_that_name_pictures_are_joined_by_picture_and_question(tmp_path: Path) -> None:
+    """As in its TextVQA, whose `question_id` is the picture's, and in its MME."""
+    truth = tmp_path / "TextVQA_0.5.1_val.json"
+    truth.write_text(json.dumps({"data": TEXTVQA}))
+    own = [
+        {
+            "question_id": row["image_id"],
+            "prompt": f"{row['question']}\nReference OCR token: NINK, NK\nIn one word.",
+            "text": row["answers"][0],
+        }
+        for row in TEXTVQA
+    ]
+    for order in (own, own[::-1], [own[1], own[2], own[0]]):
+        file = lines(tmp_path / "llava.jsonl", order)
+        assert score("textvqa_ocr", Sources((file,), (str(truth),))).metrics == {"accuracy": 100.0}
+    with pytest.raises(InputError, match="lacks 1 of 3 answers, the first is to 34603"):
+        score("textvqa_ocr", Sources((lines(tmp_path / "llava.jsonl", own[::2]),), (str(truth),)))
+    with pytest.raises(InputError, match="no question is left of picture 003a that 'What is the brand"):
+        score("textvqa_ocr", Sources((lines(tmp_path / "llava.jsonl", [own[0], *own]),), (str(truth),)))
+    posters = tmp_path / "posters.txt"
+    posters.write_text("".join(f"{name}.jpg\tIs it {name}? Please answer yes or no.\tYes\n" for name in "ab"))
+    own = [
+        {"question_id": f"posters/{name}.png", "prompt": f"Is it {name}?\nIn one word.", "text": "Yes"} for name in "ba"
+    ]
+    file = lines(tmp_path / "llava.jsonl", own)
+    assert score("mme", Sources((file,), (str(posters),))).metrics["accuracy"] == 100.0
+
+
 def test_answers_with_the_whole_key_may_stand_in_any_order(questions: str, tmp_path: Path) -> None:
     own = [{"question_id": number, "category": "random", "response": str(number)} for number in (2, 1)]
     assert answers(questions, lines(tmp_path / "a.jsonl", own)) == ["1", "2"]
@@ -121,3 +167,13 @@ def test_what_is_missing_doubled_or_foreign_is_an_error_never_wrong(
 ) -> None:
     with pytest.raises(InputError, match=message):
         answers(questions, lines(tmp_path / "a.jsonl", entries))
+
+
+def test_a_file_that_is_torn_or_has_no_truths_says_so(questions: str, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text(Path(questions).read_text()[:-9])
+    with pytest.raises(InputError, match=rf"line 2 of {torn}: not valid JSON .*: was the file written to its end\?"):
+        score("pope", Sources((str(torn),)))
+    alone = lines(tmp_path / "alone.jsonl", [{"question_id": 1, "text": "Yes"}])
+    with pytest.raises(InputError, match=r"holds no right answers \(label or answer\): give .* with --questions"):
+        score("pope", Sources((alone,)))

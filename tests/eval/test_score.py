@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from eval.benchmarks.spec import load, names
 from eval.score import Sources, main, score
 from tests.support.paths import REPOSITORY, data, needs_data
 
@@ -90,6 +92,43 @@ def test_real_answers_get_the_official_figures_to_all_digits(name: str) -> None:
     expected = named(benchmark, reference)
     assert expected
     assert {key: round(figures[key] or 0.0, decimals(value)) for key, value in expected.items()} == expected
+
+
+DOCUMENTED = (
+    *("pope_llava13b", "mme_llava13b", "scienceqa_test_llava13b", "mmbench_dev_llava13b", "seed_llava13b"),
+    *("mmmu_val_llava1.5_13b", "mathvista_llava", "gqa_testdev_part_llava13b", "chartqa_qwen25vl7b"),
+    *("docvqa_val1000_qwen2_vl_2b_instruct", "mmvet_judged_llava13b", "llavabench_judged_llava13b"),
+)
+"""The sets whose figures stand in the table of benchmarks."""
+
+
+def documented(benchmark: str) -> list[str]:
+    """The cells of a benchmark's row in the table of docs/evaluation.md."""
+    text = (REPOSITORY / "docs/evaluation.md").read_text(encoding="utf-8")
+    (row,) = (line for line in text.splitlines() if line.startswith("| `") and f"`{benchmark}`" in line.split("|")[1])
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+@needs_data
+@pytest.mark.parametrize("name", sorted(set(DOCUMENTED).intersection(sets())))
+def test_the_table_of_benchmarks_has_the_figures_of_these_answers(name: str) -> None:
+    benchmark = next(ours for beginning, ours in OFFICIAL.items() if name.startswith(beginning))
+    result = score(benchmark, Sources((str(folder() / f"{name}.jsonl"),)))
+    headline = result.details["headline"]
+    runs = [value for key, value in result.details["groups"].items() if key in {f"{headline}/{run}" for run in "123"}]
+    found = re.match(r"[\d.]+(, [\d.]+)*", documented(benchmark)[-1])
+    assert found
+    written = [float(number) for number in found.group().split(", ")]
+    figures = runs if len(written) > 1 else [result.metrics[headline]]
+    assert written == [round(figure or 0.0, decimals(number)) for figure, number in zip(figures, written, strict=True)]
+
+
+@pytest.mark.parametrize("benchmark", [name for name in names() if load(name).published])
+def test_the_table_of_benchmarks_has_the_published_figures(benchmark: str) -> None:
+    """POPE's F1 is a share here and a percentage there."""
+    written = {float(number) for number in re.findall(r"\d+(?:\.\d+)?", documented(benchmark)[4])}
+    for each in load(benchmark).published:
+        assert written & {each.value, round(100 * each.value, 1)}, each
 
 
 def pope(path: Path, count: int) -> str:

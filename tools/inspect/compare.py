@@ -112,7 +112,7 @@ def read(path: Path) -> dict[str, Measured]:
             found[result["name"]] = Measured(path, result, dict(zip(numbered, samples, strict=True)))
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: no such file") from None
-    except (InputError, OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no evaluation that eval.run or eval.score wrote") from None
     return found
 

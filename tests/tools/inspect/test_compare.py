@@ -93,17 +93,30 @@ def test_other_protocols_are_refused_with_the_fact_that_differs(tmp_path: Path) 
         compare_files([one, other])
 
 
-@pytest.mark.parametrize("damage", ["missing", "text", "samples"])
-def test_what_cannot_be_compared_is_one_line(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", r"other\.json: no such file"),
+        ("text", r"other\.json: not valid JSON"),
+        ("other", r"other\.json is no evaluation"),
+        ("samples", "lacks 1 samples of pope"),
+        ("no samples", r"other\.pope\.jsonl: no such file"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(tmp_path: Path, damage: str, message: str) -> None:
     one, other = pope(tmp_path, "one", ["Yes"] * 4), pope(tmp_path, "other", ["No"] * 4)
     if damage == "missing":
         other.unlink()
     elif damage == "text":
         other.write_text("nothing")
+    elif damage == "other":
+        other.write_text("[]")
+    elif damage == "no samples":
+        (tmp_path / "other.pope.jsonl").unlink()
     else:
         samples = tmp_path / "other.pope.jsonl"
         samples.write_text("".join(samples.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(InputError, match=r"no such file|is no evaluation|lacks 1 samples of pope"):
+    with pytest.raises(InputError, match=message):
         compare_files([one, other])
     with pytest.raises(InputError, match="two evaluations"):
         compare_files([one])
