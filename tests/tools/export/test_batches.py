@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import sightline
-from eval.predictor import Decoding, Query, Turn
+from eval.predictor import Decoding, Predictor, Query, Turn
+from tests.support import published
 from tests.support.arrivals import CACHES, answer_in_company, mixed
 from tests.support.arrivals import alone as one_by_one
 from tests.support.backbones import IMAGE_SIZE
@@ -61,18 +62,24 @@ def pixel_shuffle(folder: Path) -> dict[str, Any]:
     return recipe
 
 
-FAMILIES = (plain, linear, qwen2, qwen3, anyres, q_former, perceiver, pixel_shuffle)
-"""The decoder from scratch trains, so its own test (test_family_decoder.py) asks it alone and in a batch."""
+def decoder(folder: Path) -> dict[str, Any]:
+    """From scratch, with heads that guess further tokens where a question is asked alone."""
+    recipe = run_of(folder, width=32)
+    shape = {"num_layers": 2, "num_heads": 4, "width": 32, "max_positions": 512}
+    language = {"kind": "decoder", "tokenizer": str(folder / "language"), **shape}
+    recipe["model"] |= {"language": language, "future": {"kind": "parallel", "num_tokens": 3}}
+    full = {"kind": "full", "learning_rate": 1e-2}
+    tune = {"projector": full, "language": full, "future": full}
+    recipe["stages"] = {
+        "lora": recipe["stages"]["lora"] | {"init": None, "objective": {"kind": "multi_token"}, "tune": tune}
+    }
+    return recipe
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-def test_one_at_a_time_as_sixteen_at_once_and_as_in_random_company(tmp_path: Path, family: Any) -> None:
-    recipe = family(tmp_path)
-    recipe["stages"]["lora"]["engine"]["precision"] = "fp32"  # in bf16 near ties fall otherwise in other batches
-    write_finished(recipe, "lora")
-    assert merge(recipe, tmp_path / "bundle") == 0
-    model = sightline.load(tmp_path / "bundle", device="cpu")
+FAMILIES = (plain, linear, qwen2, qwen3, anyres, q_former, perceiver, pixel_shuffle, decoder)
+
+
+def assert_answers_need_no_company(model: Predictor) -> None:
     texts = ["What?", "What is at the left of the red one, and how many of them are there?", "Two words: circle square"]
     queries = [
         Query(
@@ -89,3 +96,20 @@ def test_one_at_a_time_as_sixteen_at_once_and_as_in_random_company(tmp_path: Pat
     alone += one_by_one(model, asked[len(queries) :])
     for kind in CACHES:
         assert answer_in_company(model, asked, kind, seed=0) == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
+def test_one_at_a_time_as_sixteen_at_once_and_as_in_random_company(tmp_path: Path, family: Any) -> None:
+    recipe = family(tmp_path)
+    recipe["stages"]["lora"]["engine"]["precision"] = "fp32"  # in bf16 near ties fall otherwise in other batches
+    write_finished(recipe, "lora")
+    assert merge(recipe, tmp_path / "bundle") == 0
+    assert_answers_need_no_company(sightline.load(tmp_path / "bundle", device="cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", published.FAMILIES)
+def test_so_does_a_published_model(tmp_path: Path, family: str) -> None:
+    """LLaVA's three, and those whose images keep their size."""
+    assert_answers_need_no_company(Predictor.open(published.make_published(tmp_path / family, family), device="cpu"))
