@@ -26,8 +26,8 @@ from tools.serve.waiting import WaitingRoom
 ANSWER_S = 300.0
 """How long one answer may take."""
 _EMPTIED = "() => [[], '', '']"
-"""Another image empties the chat window in the browser at once: the server's word could come after the first answer, and
-take it away. The chat itself is a new one as soon as it is asked about another image (`Chat.asked`)."""
+"""Another image empties the chat window in the browser at once: the server's word could come after the first answer,
+and take it away. The chat itself is a new one as soon as it is asked about another image (`Chat.asked`)."""
 SUGGESTIONS = ("What is in the image?", "Describe the image in detail.", "How many things are there?")
 
 
