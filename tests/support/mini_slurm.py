@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support.machines import Machine, Network, command, wait_until, why_no_machines
-from tests.support.patience import GUARD_S
+from tests.support.machines import Machine, Network, command, why_no_machines
+from tests.support.patience import GUARD_S, wait_until
 from trainer.distributed.ports import choose_port
 
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")

@@ -16,7 +16,7 @@ TOKENIZER = tiny_tokenizer()
 def config(*sources: Path | SourceConfig, **values: Any) -> DataConfig:
     """Data of these sets, read in the main process."""
     found = tuple(each if isinstance(each, SourceConfig) else SourceConfig(path=str(each)) for each in sources)
-    settled = {"template": ChatmlTemplate(), "max_length": 256, "num_workers": 0, "shuffle_window": 4}
+    settled: dict[str, Any] = {"template": ChatmlTemplate(), "max_length": 256, "num_workers": 0, "shuffle_window": 4}
     return DataConfig(sources=found, **(settled | values))
 
 

@@ -106,7 +106,8 @@ class Server:
         received = bytearray()
         while len(received) < length:
             received += client.recv(length - len(received))
-        request = Request(*marshal.loads(bytes(received)), files)
+        words, environment, folder = marshal.loads(bytes(received))
+        request = Request(words, environment, folder, files)
         if not (pid := os.fork()):
             self._leave()
             client.close()
@@ -147,7 +148,8 @@ class Server:
             if isinstance(key.fileobj, int):
                 os.close(key.fileobj)
             else:
-                key.fileobj.close()  # type: ignore[union-attr]
+                assert isinstance(key.fileobj, socket.socket)
+                key.fileobj.close()
         self.selector.close()
 
 

@@ -167,7 +167,7 @@ def asked_llama_cpp(
         if isinstance(directory, str):
             yield Cell(family, "gguf", "llama.cpp", f"refused: {directory[:200]}", right=family != "siglip")
             continue
-        questions = [(Image.open(row["image"]), row["question"]) for row in rows]
+        questions: list[tuple[Image.Image, str]] = [(Image.open(row["image"]), row["question"]) for row in rows]
         found = ask(directory / "model.gguf", directory / "mmproj.gguf", questions, TOKENS)
         expected = answers[str(bundle.relative_to(FOLDER))]
         same = sum(each.text.strip() == ours.strip() for each, ours in zip(found, expected, strict=True))

@@ -56,7 +56,7 @@ def only_printable(language: Path) -> None:
     from models.languages.text import load_tokenizer
 
     file = language / "model.safetensors"
-    weights, tokenizer = load_file(file), load_tokenizer(language)
+    weights, tokenizer = load_file(file), load_tokenizer(str(language))
     head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
     for place in range(head.shape[0]):
         text = tokenizer.decode([place])

@@ -27,7 +27,7 @@ def asked(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(jobs: str, out: str) -> None:
-    found = {}
+    found = dict[str, Any]()
     for job in json.loads(Path(jobs).read_text()):
         try:
             found[job["name"]] = asked(job)
