@@ -5,7 +5,7 @@
 # make test-fast    the tests that take less than a second each
 # make fuzz         the tests of random cases, with ten times as many: half an hour
 # make test-gpu     what only a machine with a GPU can test; WHEELS=DIR, MULTI=1 for several devices
-# make coverage     the fast tests, and which lines they reach
+# make coverage     the fast tests, and which lines they reach: docs/coverage.md
 # make checks       format, lint, types, import contracts, spelling
 # make docs         the documentation as a site: build/docs/index.html
 
@@ -28,7 +28,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: quickstart families photos demo test test-fast fuzz test-gpu test-versions coverage docs docs-links dist checks format bench-data bench-step bench-train bench-gpu bench-checkpoint bench-merge bench-large bench-decode bench-eval bench-engine bench-scale bench-serve chaos environments interop lmms open-clip clean
+.PHONY: quickstart families photos demo test test-fast fuzz test-gpu test-versions coverage pictures docs docs-links dist checks format bench-data bench-step bench-train bench-gpu bench-checkpoint bench-merge bench-large bench-decode bench-eval bench-engine bench-scale bench-serve chaos environments interop lmms open-clip clean
 
 quickstart: $(READY)
 	@find $(TORCH_EXTENSIONS_DIR) -name lock -delete 2>/dev/null || true
@@ -69,10 +69,15 @@ test-versions: $(READY)
 	build/$(SET)/bin/sightline versions
 	PATH="$(CURDIR)/build/$(SET)/bin:$(PATH)" build/$(SET)/bin/python -m pytest -q -m "not slow" --numprocesses 2
 
-# Which lines the fast tests reach; processes that tests start are not counted.
+# Which lines the fast tests reach, also in the processes that they start: docs/coverage.md.
 coverage: $(READY)
 	$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 --no-loadscope-reorder \
-		--cov=trainer --cov=models --cov=data_pipeline --cov=eval --cov=tools --cov-report=term:skip-covered
+		--cov --cov-report=json:build/coverage.json
+	$(BIN)/python -m tools.dev.coverage_page build/coverage.json
+
+# The pictures of reports and pages in docs/images, out of a finished quickstart. Needs chromium.
+pictures: $(READY)
+	$(BIN)/python -m tools.dev.pictures $(ARGUMENTS)
 
 checks: $(READY)
 	$(BIN)/ruff format --check $(PACKAGES) tests setup.py
