@@ -136,6 +136,7 @@ def _placed() -> Iterator[None]:
     from transformers import core_model_loading
 
     from models.placement import current_placement, divide
+    from models.quantized import keep_once
 
     placement = current_placement()
     if placement.division is None:
@@ -145,6 +146,7 @@ def _placed() -> Iterator[None]:
 
     def put_and_divide(model: Any, name: str, *arguments: Any) -> None:
         put(model, name, *arguments)
+        keep_once(model.get_submodule(name.rpartition(".")[0]))
         tied = model.all_tied_weights_keys
         if name not in tied and name not in tied.values():  # whether those are equal is looked at afterwards
             divide(model.get_parameter_or_buffer(name), placement)

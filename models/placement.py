@@ -3,8 +3,8 @@
     a file's tensor --one at a time--> the device that trains                      a model that every rank holds
                                   '--> this rank's elements of it, its `Share`     one that is divided over the ranks
 
-A divided parameter keeps its shape, dtype and device, but no memory: its values are NaN until the engine takes its
-share over. Whoever changes weights in between asks `local_slice` and `cast`, whoever computes with them `gathered` and
+A divided parameter keeps its shape, dtype and device, but no memory: its values are NaN, of integers 0, until the engine
+takes its share over. Whoever changes weights in between asks `local_slice` and `cast`, whoever computes with them `gathered` and
 `gathering`. Does not own which ranks there are, or how they exchange values: a `Placement` says it.
 """
 
@@ -79,12 +79,12 @@ def share_of(parameter: Tensor) -> Share | None:
 
 
 def divide(parameter: nn.Parameter, placement: Placement) -> None:
-    """Keep this rank's elements of a parameter alone. One that is divided already, or quantized, stays as it is."""
+    """Keep this rank's elements of a parameter alone. One that is divided already stays as it is."""
     division = placement.division
     if division is None:
         return
-    is_plain = type(parameter) is nn.Parameter and parameter.is_floating_point() and not parameter.is_meta
-    if not is_plain or share_of(parameter) is not None:
+    has_values = isinstance(parameter, nn.Parameter) and not parameter.is_meta
+    if not has_values or share_of(parameter) is not None:
         return
     whole = parameter.data.reshape(-1)
     size = share_numel(whole.numel(), division.world_size)
@@ -98,7 +98,8 @@ def set_share(parameter: Any, share: Share | None) -> None:
     """Make a parameter a divided one, which has no values of its own; None: it is divided no more."""
     parameter._share = share
     if share is not None:
-        nothing = torch.full((), math.nan, dtype=share.values.dtype, device=share.device)
+        dtype = share.values.dtype
+        nothing = torch.full((), math.nan if dtype.is_floating_point else 0, dtype=dtype, device=share.device)
         parameter.data = nothing.expand(parameter.shape)
 
 

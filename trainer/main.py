@@ -106,7 +106,7 @@ def _run_stage(
         try:
             loop = _begin(recipe, name, ranks, preemption, start)
         except (RuntimeError, MemoryError) as raised:
-            raise explained(raised, recipe, name, ranks.rank)  # noqa: B904 - the cause is set, or it is the same error
+            raise explained(raised, recipe, name, ranks)  # noqa: B904 - the cause is set, or it is the same error
     if loop is None:
         return "finished"
     start.close()
@@ -117,7 +117,7 @@ def _run_stage(
     except BaseException as raised:
         if ranks.world_size > 1 and is_lost_peer(raised):
             run.services.watchdog.exit_for_lost_rank(describe(raised))
-        error = explained(raised, recipe, name, ranks.rank)
+        error = explained(raised, recipe, name, ranks)
         say_now(error)
         code = exit_code_of(error)
         others = code if code in (ExitCode.INPUT_ERROR, ExitCode.REQUEUE) else ExitCode.LOST_RANK

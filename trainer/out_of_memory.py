@@ -14,6 +14,7 @@ from models.common.errors import InputError
 from models.common.memory import is_out_of_memory
 from trainer.config.recipe import Recipe
 from trainer.config.schema import StageConfig
+from trainer.distributed.context import DistributedContext
 from trainer.distributed.failures import describe
 
 MARGIN = 0.95
@@ -25,14 +26,14 @@ def preflight_file(run: Path, stage: str) -> Path:
     return run / "preflight" / f"{stage}.json"
 
 
-def explained(error: BaseException, recipe: Recipe, name: str, rank: int) -> BaseException:
+def explained(error: BaseException, recipe: Recipe, name: str, ranks: DistributedContext) -> BaseException:
     """An InputError with what to change where memory ran out; any other error as it is."""
     if not is_out_of_memory(error):
         return error
     found = _read(preflight_file(Path(recipe.run), name))
-    advice = _advice(recipe.stage(name), f"stages.{name}", found)
+    advice = _advice(recipe.stage(name), f"stages.{name}", ranks.world_size, found)
     line = (
-        f"rank {rank} ({socket.gethostname()}) ran out of memory: {describe(error)} Another machine would, too: "
+        f"rank {ranks.rank} ({socket.gethostname()}) ran out of memory: {describe(error)} Another machine would, too: "
         f"{advice}; {_told(found, name)}"
     )
     explanation = InputError(line)
@@ -47,10 +48,13 @@ def _read(file: Path) -> dict[str, object]:
         return {}
 
 
-def _advice(config: StageConfig, stage: str, found: dict[str, object]) -> str:
+def _advice(config: StageConfig, stage: str, world_size: int, found: dict[str, object]) -> str:
     ways = []
-    if config.batch.micro_rows > 1:
-        ways.append(f"{stage}.batch.micro_rows={config.batch.micro_rows // 2} (it is {config.batch.micro_rows})")
+    rows = config.batch.rows_at_once(world_size)
+    if rows > 1 and config.objective.compares_rows:  # which needs a rank's rows at once
+        ways.append(f"{stage}.batch.global_rows={config.batch.global_rows // 2} (it is {config.batch.global_rows})")
+    elif rows > 1:
+        ways.append(f"{stage}.batch.micro_rows={rows // 2} (a rank takes {rows} rows at once)")
     layers = layers_to_recompute(config.engine.activation_checkpointing, found)
     if layers:
         now = int(config.engine.activation_checkpointing)

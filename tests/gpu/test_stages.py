@@ -87,7 +87,7 @@ def test_memory_that_runs_out_is_one_line_and_code_2(recipe: dict[str, Any], tmp
     del held
     assert rank.returncode == ExitCode.INPUT_ERROR, said
     assert "ran out of memory" in said
-    assert "stages.lora.batch.micro_rows=256 (it is 512)" in said
+    assert "stages.lora.batch.micro_rows=256 (a rank takes 512 rows at once)" in said
 
 
 @pytest.mark.multi

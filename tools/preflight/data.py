@@ -6,7 +6,6 @@ Owns those checks. Samples come from the training pipeline's own encoder (`train
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,11 +52,9 @@ def check_shards(stage: StageConfig, indexes: list[ShardIndex], num_gpus: int, s
     rows = stage.batch.global_rows
     if rows < num_gpus:
         report.fault(f"batch.global_rows: {rows} rows for {num_gpus} GPUs: some would have none; raise it")
-    per_rank = math.ceil(rows / num_gpus)
-    micro_batches = math.ceil(per_rank / stage.batch.micro_rows)
     report.fact(
-        f"{rows} rows a step: up to {per_rank} on each of {num_gpus} GPUs,"
-        f" micro-batches: {micro_batches} of up to {min(per_rank, stage.batch.micro_rows)}"
+        f"{rows} rows a step: up to {stage.batch.rank_rows(num_gpus)} on each of {num_gpus} GPUs, micro-batches:"
+        f" {stage.batch.num_micro_batches(num_gpus)} of up to {stage.batch.rows_at_once(num_gpus)}"
     )
     try:
         plan = build_plan(stage.data, indexes, seed, rows)
@@ -161,11 +158,7 @@ def check_forward(recipe: Recipe, stage: StageConfig, facts: ModelMetadata, held
 
 
 def row_counts(stage: StageConfig, lengths: Lengths, *, worst: bool) -> Counts:
-    """Counts of a micro-batch: on average, or at worst with every row as long as the longest sample seen."""
+    """Counts of a row: on average, or at worst as long as the longest sample seen."""
     if isinstance(stage.data.packing, RowPacking):
-        row = lengths.mean.times(stage.data.packing.row_tokens / lengths.mean.tokens)
-    elif worst:
-        row = lengths.mean.times(lengths.longest_tokens / lengths.mean.tokens)
-    else:
-        row = lengths.mean
-    return row.times(stage.batch.micro_rows)
+        return lengths.mean.times(stage.data.packing.row_tokens / lengths.mean.tokens)
+    return lengths.mean.times(lengths.longest_tokens / lengths.mean.tokens) if worst else lengths.mean

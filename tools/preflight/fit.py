@@ -37,7 +37,8 @@ class StageFit:
         engine = self._stage.engine
         num_layers = shape.language.num_layers if self._stage.objective.reader == "language" else 0
         asked = num_layers if engine.activation_checkpointing is True else int(engine.activation_checkpointing)
-        batch = row_counts(self._stage, lengths, worst=True)
+        rows_at_once = self._stage.batch.rows_at_once(self._machine.num_gpus)
+        batch = row_counts(self._stage, lengths, worst=True).times(rows_at_once)
         run = partial(
             estimate,
             shape,
@@ -67,7 +68,7 @@ class StageFit:
                 file,
                 {
                     "zero": self._stage.engine.zero,
-                    "micro_rows": self._stage.batch.micro_rows,
+                    "micro_rows": self._stage.batch.rows_at_once(self._machine.num_gpus),
                     "num_gpus": self._machine.num_gpus,
                     "gpu_bytes": self._machine.gpu_bytes,
                     "num_recomputed": min(asked, len(totals) - 1),

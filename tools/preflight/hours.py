@@ -44,7 +44,7 @@ def check_hours(
         report.leave_out(f"{name}: hours: the peak of {machine.device} is not known here")
         _tell_traffic(report, step_traffic, "")
         return
-    row = row_counts(stage, lengths, worst=False).times(1 / stage.batch.micro_rows)
+    row = row_counts(stage, lengths, worst=False)
     step = row.times(stage.batch.global_rows)
     flops = sum(part.total for part in flops_estimator(stage, shape)(step).values())
     step_s = flops / (peak * machine.peak_share * machine.num_gpus)
@@ -86,7 +86,7 @@ def assumed_lengths(recipe: Recipe, name: str, shape: ModelShape) -> Lengths:
 def num_steps(stage: StageConfig, lengths: Lengths, num_samples: int | None) -> int | None:
     """Optimizer steps of a stage; None where they follow from data that are not here."""
     duration, rows = stage.duration, stage.batch.global_rows
-    row = row_counts(stage, lengths, worst=False).times(1 / stage.batch.micro_rows)
+    row = row_counts(stage, lengths, worst=False)
     samples = row.tokens / lengths.mean.tokens
     if duration.unit == "steps":
         return duration.count

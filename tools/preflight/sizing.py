@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     for num_gpus in GPUS:
         cells = [sizing.memory(num_gpus, division, limit) for division in DIVISIONS]
         hours = sizing.hours(num_gpus, peak * arguments.peak_share)
-        print(f"| {num_gpus} | {sizing.rows(num_gpus)} | {' | '.join(cells)} | {hours} |")
+        print(f"| {num_gpus} | {sizing.stage.batch.rank_rows(num_gpus)} | {' | '.join(cells)} | {hours} |")
     return 0
 
 
@@ -56,24 +56,18 @@ class StageSizing:
     lengths: Lengths
     load: str
 
-    def rows(self, num_gpus: int) -> int:
-        """Rows of the global batch that one GPU computes; at least one, where they are fewer than GPUs."""
-        return max(1, self.stage.batch.global_rows // num_gpus)
-
     def memory(self, num_gpus: int, division: str, limit: float) -> str:
         """GB of one GPU; in brackets if it has less."""
         from tools.preflight.data import row_counts
         from tools.preflight.memory import estimate, read_settings
 
-        micro_rows = min(self.stage.batch.micro_rows, self.rows(num_gpus))
-        batch = self.stage.batch.model_copy(update={"micro_rows": micro_rows})
-        stage = self.stage.model_copy(update={"batch": batch})
-        layers, asked = self.shape.language.num_layers, stage.engine.activation_checkpointing
+        rows = self.stage.batch.rows_at_once(num_gpus)
+        layers, asked = self.shape.language.num_layers, self.stage.engine.activation_checkpointing
         found = estimate(
             self.shape,
             self.counts,
-            stage,
-            row_counts(stage, self.lengths, worst=True),
+            self.stage,
+            row_counts(self.stage, self.lengths, worst=True).times(rows),
             load=self.load,
             num_gpus=num_gpus,
             settings=read_settings(division),
@@ -93,7 +87,7 @@ class StageSizing:
             raise InputError("the stage lasts epochs: say how many samples, duration={unit: samples, count: N}")
         if num_gpus > self.stage.batch.global_rows:
             return "fewer rows than GPUs"
-        row = row_counts(self.stage, self.lengths, worst=False).times(1 / self.stage.batch.micro_rows)
+        row = row_counts(self.stage, self.lengths, worst=False)
         step = row.times(self.stage.batch.global_rows)
         flops = steps * sum(part.total for part in flops_estimator(self.stage, self.shape)(step).values())
         return f"{flops / (flops_per_s * num_gpus) / 3600:.1f}"

@@ -81,7 +81,15 @@ class BatchConfig(Config):
 
     def num_micro_batches(self, world_size: int) -> int:
         """How many micro-batches one rank computes for one step."""
-        return math.ceil(math.ceil(self.global_rows / world_size) / self.micro_rows)
+        return math.ceil(self.rank_rows(world_size) / self.micro_rows)
+
+    def rank_rows(self, world_size: int) -> int:
+        """The most rows that one rank computes for one step."""
+        return math.ceil(self.global_rows / world_size)
+
+    def rows_at_once(self, world_size: int) -> int:
+        """The most rows of one micro-batch: `micro_rows`, or all that a rank has."""
+        return min(self.micro_rows, self.rank_rows(world_size))
 
 
 class EngineConfig(Config):

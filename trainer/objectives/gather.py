@@ -25,7 +25,7 @@ from trainer.config.schema import StageConfig
 
 def check_rows_at_once(config: StageConfig, world_size: int, where: str) -> None:
     """Raise InputError where the stage compares the rows of a batch and a rank would need several micro-batches."""
-    rows = -(-config.batch.global_rows // world_size)
+    rows = config.batch.rank_rows(world_size)
     if config.objective.compares_rows and rows > config.batch.micro_rows:
         raise InputError(
             f"{where}.batch.micro_rows: {config.batch.micro_rows}, but {config.objective.kind} compares all rows of a"

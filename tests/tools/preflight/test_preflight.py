@@ -94,6 +94,19 @@ def test_a_sound_recipe_has_nothing_in_its_way(
     assert 'class="learnt"' in (tmp_path / "run" / "preflight" / "lora.html").read_text()
 
 
+def test_a_gpu_holds_no_more_rows_than_it_has(
+    recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 4 rows two GPUs take two each at once, and four take one, whatever `micro_rows` allows."""
+    tokens = {}
+    for num_gpus in (2, 4):
+        run(recipe, tmp_path, "--gpus", str(num_gpus), "--stage", "align")
+        found = re.search(r"micro-batch of ([\d,]+) tokens", capsys.readouterr().out)
+        assert found is not None
+        tokens[num_gpus] = int(found[1].replace(",", ""))
+    assert tokens[2] == 2 * tokens[4]
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "named"),
     [

@@ -22,7 +22,6 @@ FULL = {"kind": "full", "learning_rate": 1e-3}
 DORA = {"kind": "lora", "learning_rate": 1e-2, "rank": 4, "alpha": 8, "dora": True}
 LORA = {"kind": "lora", "learning_rate": 1e-2, "rank": 4, "alpha": 8}
 QUANTIZED = ("nf4", "int8") if find_spec("bitsandbytes") else ()
-"""Embeddings, norms and the head of such a base are divided while it is read, its quantized layers afterwards."""
 CHAIN = {
     "align": {"vision": FULL, "projector": FULL, "language": FULL},
     "lora": {"vision": DORA, "language": DORA},
@@ -134,7 +133,8 @@ def peaks(ranks: DistributedContext, recipe: dict[str, Any], before: bool) -> tu
         opened = build.build_stage(Recipe.model_validate_json(json.dumps(recipe)), "align", ranks)
     try:
         vlm = opened.services.engine.module.vlm
-        sizes = [each.ds_numel * 4 for part in (vlm.vision, vlm.language) for each in part.parameters()]
+        parts = (vlm.vision, vlm.language)
+        sizes = [each.ds_numel * each.element_size() for part in parts for each in part.parameters()]
         return sum(sizes), max(sizes), live.peak
     finally:
         opened.close()
@@ -142,11 +142,13 @@ def peaks(ranks: DistributedContext, recipe: dict[str, Any], before: bool) -> tu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", ["zero3", "zero3_offload"])
-def test_no_rank_ever_holds_the_whole_base(tmp_path: Path, zero: str) -> None:
+@pytest.mark.parametrize("load", ["full", *QUANTIZED])
+def test_no_rank_ever_holds_the_whole_base(tmp_path: Path, zero: str, load: str) -> None:
     make_clip(tmp_path / "vision")
     make_language(tmp_path / "language", width=128, num_layers=8)
     write_set(tmp_path / "shards", [5, 1, 9])
     recipe = tiny_recipe(tmp_path, tmp_path / "shards", align={"engine": {"zero": zero, "precision": "fp32"}})
+    recipe["model"]["language"]["load"] = load
     beside = 8 * 4 * 128 * (32 + 128)  # the projector, its fp32 buffers, gradient, and DeepSpeed's buckets of its size
     for size, largest, peak in run_on_ranks(2, peaks, recipe, False):
         assert peak < size / 2 + 3 * largest + beside
