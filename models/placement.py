@@ -3,9 +3,9 @@
     a file's tensor --one at a time--> the device that trains                      a model that every rank holds
                                   '--> this rank's elements of it, its `Share`     one that is divided over the ranks
 
-A divided parameter keeps its shape, dtype and device, but no memory: its values are NaN, of integers 0, until the engine
-takes its share over. Whoever changes weights in between asks `local_slice` and `cast`, whoever computes with them `gathered` and
-`gathering`. Does not own which ranks there are, or how they exchange values: a `Placement` says it.
+A divided parameter keeps its shape, dtype and device, but no memory: its values are NaN (of integers 0) until the
+engine takes its share over. Whoever changes weights in between asks `local_slice` and `cast`, whoever computes with
+them `gathered` and `gathering`. Does not own which ranks there are, or how they exchange values: a `Placement` says it.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def _state_of(weight: nn.Parameter, before: Any) -> Any:
     """An int8 layer's state whose matrix is the weight as it is now."""
     from bitsandbytes import MatmulLtState
 
-    class State(MatmulLtState):  # type: ignore[misc]
+    class State(MatmulLtState):
         @property
         def CB(self) -> torch.Tensor:  # noqa: N802 - bitsandbytes' name
             return weight.data
@@ -64,8 +64,9 @@ def _state_of(weight: nn.Parameter, before: Any) -> Any:
         def CB(self, _: torch.Tensor | None) -> None:  # noqa: N802
             """The weight is the only matrix."""
 
-    state = State()
-    vars(state).update({name: value for name, value in vars(before).items() if name != "CB"})
+    state: Any = State()
+    for name, value in vars(before).items():
+        setattr(state, name, value)
     return state
 
 
