@@ -126,8 +126,9 @@ bench-large: $(READY)
 bench-decode: $(READY)
 	$(BIN)/python -m tools.bench.decode runs/quickstart/bundle
 
+# Beside lmms-eval's own llava_hf where `make lmms` has made an environment with it.
 bench-eval: $(READY)
-	$(BIN)/python -m tools.bench.evaluate runs/quickstart/bundle
+	$(or $(wildcard build/lmms/bin/python),$(BIN)/python) -m tools.bench.evaluate runs/quickstart/bundle $(ARGUMENTS)
 
 # 2 to 1,024 ranks, simulated one process at a time: 10 minutes, 3 GB of disk meanwhile
 bench-scale: $(READY)
@@ -156,12 +157,13 @@ environments: $(READY)
 	$(BIN)/python -m tests.support.environments
 
 # lmms-eval with its own tasks, in an environment of its own, asks a bundle through our entry point. lmms-eval 0.7.3 pins
-# wandb below what constraints.txt has, and brings a torchvision that a CPU's torch cannot load: neither is needed.
+# wandb below what constraints.txt has, and brings a torchvision that a CPU's torch cannot load: neither is needed. It reaches
+# into a module of filelock that 4.3 has no more.
 # WHEELS=DIR: a folder with a torch to take, such as a CPU's.
 lmms: $(READY)
 	rm -rf build/lmms && mkdir -p build && $(PYTHON) -m venv build/lmms
 	build/lmms/bin/python -m pip install --quiet $(if $(WHEELS),--find-links $(WHEELS)) \
-		torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)') 'lmms-eval>=0.7.3' 'transformers>=5.23,<6'
+		torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)') 'lmms-eval>=0.7.3' 'transformers>=5.23,<6' 'filelock<4.3'
 	build/lmms/bin/python -m pip uninstall --quiet --yes torchvision
 	build/lmms/bin/python -m pip install --quiet --no-deps .
 	SIGHTLINE_LMMS=$(CURDIR)/build/lmms/bin/python $(BIN)/python -m pytest -q -n0 tests/eval/test_lmms_end_to_end.py

@@ -3,6 +3,7 @@
     LLaVA           JSONL of {question_id, prompt, text}; where the id is a picture's, joined by picture and question
     lmms-eval       samples, JSONL of {doc_id, filtered_resps, input}; joined by `doc`'s own fields where it is there
     VLMEvalKit      table (xlsx, TSV, CSV) with `prediction`
+    MME             CATEGORY.txt with the answer in a fourth column
     COCO            list of {image_id, caption}
     DocVQA          list of {questionId, answer}
     MM-Vet          mapping from id to answer
@@ -20,6 +21,7 @@ from typing import Any
 
 from eval.benchmarks.fields import find
 from eval.benchmarks.row import PLACE, Row
+from eval.benchmarks.rows import named
 from eval.benchmarks.scoring import picture_name
 from eval.benchmarks.spec import Benchmark
 from eval.benchmarks.tables import is_table, read_table
@@ -40,7 +42,8 @@ _PICTURE = re.compile(r"<image( \d+)?>")
 def read_predictions(file: str, benchmark: Benchmark) -> tuple[list[dict[str, Any]], str]:
     """The entries of a file, each flat, and its digest; raises InputError where it is of none of these forms."""
     if is_table(file):
-        return read_table(file, benchmark.files.columns)
+        entries, digest = read_table(file, benchmark.files.columns)
+        return [named(benchmark, file, entry) for entry in entries], digest
     value, digest = read_json(Path(file))
     if isinstance(value, dict) and ("filtered_resps" in value or find(value, _names(benchmark, BESIDE)) is not None):
         value = [value]

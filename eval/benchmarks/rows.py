@@ -46,7 +46,7 @@ def read_rows(benchmark: Benchmark, files: Sequence[str], annotations: str | Non
     digests: dict[str, str] = {}
     for file in files:
         found, digests[PurePosixPath(file).name] = _entries(file, benchmark.files.under, benchmark.files.columns)
-        entries += [_named(benchmark, file, entry) for entry in found]
+        entries += [named(benchmark, file, entry) for entry in found]
     if annotations is not None:
         others, digests[PurePosixPath(annotations).name] = _entries(annotations, benchmark.files.annotations_under, ())
         entries = _joined(benchmark, annotations, entries, others)
@@ -93,7 +93,7 @@ def entries_in(file: str, value: Any, under: str | None) -> list[dict[str, Any]]
     return value
 
 
-def _named(benchmark: Benchmark, file: str, entry: dict[str, Any]) -> dict[str, Any]:
+def named(benchmark: Benchmark, file: str, entry: dict[str, Any]) -> dict[str, Any]:
     """The entry with what the file's name says, where it does not say that itself."""
     name = benchmark.files.name_field
     if name is None or name in entry:
@@ -116,8 +116,9 @@ def _joined(
 
 
 def _exploded(benchmark: Benchmark, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    name, number = benchmark.files.explode, benchmark.files.number
-    if name is None or not isinstance(entry.get(name), list):
+    names, number = (benchmark.files.explode or "").split("|"), benchmark.files.number
+    name = next((each for each in names if isinstance(entry.get(each), list)), None)
+    if name is None:
         return [entry]
     return [
         {**entry, name: value, **({number: place} if number else {})}

@@ -47,7 +47,7 @@ class Files(Config):
         columns: of tables without a header.
         name_field, name_pattern: a field that a file's name tells, and the pattern whose first group it is.
         join: fields that the annotations beside have, too; their other fields are added.
-        explode: a list in each row, of which each entry becomes a row.
+        explode: a list in each row, of which each entry becomes a row; `a|b` is the first of them that is there.
         keep: only rows whose fields have these values.
     """
 

@@ -127,6 +127,25 @@ def test_a_table_with_predictions(tmp_path: Path) -> None:
     assert found == {"circular": 0.0, "vanilla": 100.0}
 
 
+def test_mmes_results_are_files_of_a_category_with_the_answer_in_a_fourth_column(tmp_path: Path) -> None:
+    files = []
+    for category in ("existence", "color"):
+        path = tmp_path / f"{category}.txt"
+        texts = (f"a.jpg\tIs it {word}?\t{truth}\tYes, it is\n" for word, truth in (("red", "Yes"), ("big", "No")))
+        path.write_text("".join(texts))
+        files.append(str(path))
+    found = score("mme", Sources(tuple(files))).details["groups"]
+    assert found["accuracy/existence"] == found["score/color"] == 50.0
+
+
+def test_mm_vets_own_grades_have_the_scores_of_its_runs(tmp_path: Path) -> None:
+    path = tmp_path / "model_gpt-4-grade-2runs.json"
+    grades = {"v1_0": [0.9, 0.7], "v1_1": [0.0, 0.1]}
+    path.write_text(json.dumps({key: {"model": ["gpt-4"] * 2, "score": value} for key, value in grades.items()}))
+    found = score("mmvet", Sources((str(path),)), judge="gpt-4").details["groups"]
+    assert found == {"total/1": pytest.approx(45.0), "total/2": pytest.approx(40.0)}
+
+
 @pytest.mark.slow
 def test_submissions_of_docvqa_coco_and_mmvet(tmp_path: Path) -> None:
     truth = tmp_path / "val.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from eval.benchmarks.spec import load, names
 from eval.score import Sources, main, score
 from tests.support.paths import REPOSITORY, data, needs_data
+from tools.dev.bench.evaluate import scoring_s
 
 OFFICIAL = {
     "pope": "pope",
@@ -165,14 +165,9 @@ def test_it_needs_no_torch_and_scores_its_own_samples_again(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_eighteen_thousand_rows_take_less_than_five_seconds_of_a_core(tmp_path: Path) -> None:
+def test_eighteen_thousand_rows_take_less_than_five_seconds_of_a_core() -> None:
     """Time that the process itself had: other processes of the machine do not count."""
-    predictions = pope(tmp_path / "answers.jsonl", 18_000)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "eval.score", "pope", "--predictions", predictions]
-    subprocess.run([*command, "--out", str(tmp_path / "out.json")], cwd=REPOSITORY, capture_output=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5.0
+    assert scoring_s(18_000) < 5.0
 
 
 def test_results_in_lmms_evals_form_are_read_back_as_its_samples(tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
-"""Answers per second of an evaluation: ours, and lmms-eval's llava_hf on the same bundle and questions.
+"""Answers per second of an evaluation: ours, and lmms-eval's llava_hf on the same bundle and questions; and scoring.
 
     python -m tools.bench.evaluate BUNDLE [--questions 64]      make bench-eval: the quickstart's bundle
 
-The peer is lmms-eval's own class where lmms-eval is installed; else the same calls of transformers that it makes, one
-question at a time (it allows no larger batch). Both get the same images and questions as objects, so that no reading of
-files counts, and their answers are compared.
+The peer is lmms-eval's own class where lmms-eval is installed (`make lmms`); else the same calls of transformers that
+it makes, one question at a time (it allows no larger batch). Both get the same images and questions as objects, so
+that no reading of files counts, and their answers are compared. `eval.score` is measured as a command over 18,000
+answers.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +27,7 @@ from models.common.errors import InputError, run_cli
 if TYPE_CHECKING:
     from eval.predictor import Query
 
+NUM_SCORED = 18_000
 Answers = Callable[["Sequence[Query]"], list[str]]
 
 _QUESTIONS = (
@@ -58,7 +65,24 @@ def main(argv: list[str]) -> int:
     rates = [_rate(work, asked) for work in (ours, peer)]
     packages = ["torch", "transformers"]
     report("evaluate", [compare("answers/s", "answers/s", *rates, rounds=arguments.rounds, packages=packages)])
+    print(f"eval.score of {NUM_SCORED} answers: {scoring_s(NUM_SCORED):.2f} s of CPU time, its start included")
     return 0
+
+
+def scoring_s(count: int) -> float:
+    """Seconds of CPU time that `eval.score` takes as a command, of answers to yes/no questions, six about an image."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "answers.jsonl"
+        with file.open("w", encoding="utf-8") as stream:
+            for place in range(count):
+                said, label = ("Yes", "No", "Yes")[place % 3], ("yes", "no")[place % 2]
+                entry = {"question_id": place, "category": "random", "image": f"{place // 6}.jpg"}
+                stream.write(json.dumps({**entry, "label": label, "prediction": said}) + "\n")
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        words = ["pope", "--predictions", str(file), "--out", str(Path(folder) / "out.json")]
+        subprocess.run([sys.executable, "-m", "eval.score", *words], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def questions(count: int) -> list[Query]:
