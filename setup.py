@@ -62,7 +62,7 @@ CORE = [
 class BuildWithoutCheckoutCommands(build_py):
     """Leaves out `CHECKOUT_COMMANDS`; packages are left out by their names."""
 
-    def find_package_modules(self, package, package_dir):  # type: ignore[no-untyped-def]
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         """The modules of a package as (package, module, file)."""
         found = super().find_package_modules(package, package_dir)
         return [each for each in found if f"{each[0]}.{each[1]}" not in CHECKOUT_COMMANDS]

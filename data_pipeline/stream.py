@@ -1,7 +1,7 @@
 """The rows that one rank takes from the global stream, step by step, and its position.
 
-Owns drawing, the replacement and count of samples that are skipped, and the state that resumes. Does not own order
-(`sample_order`), encoding (`encode`) nor tensors (`batch`).
+Owns drawing, the replacement and count of samples that are skipped, and the state of its slots. Does not own order
+(`sample_order`), encoding (`encode`), tensors (`batch`) nor what a state of all ranks is (`stream_state`).
 
 A rank owns a run of slots. A slot is a row of the global batch with its own run of samples: it draws, packs and runs
 out on its own. The state is, per slot, the next draw and the draws that wait in an open pack, so the states of all
@@ -21,11 +21,11 @@ from data_pipeline.fetch import Fetcher
 from data_pipeline.packing import Packer
 from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.sample import BadSample, Encoded, Row, SampleRef
-from data_pipeline.sample_order import OrderIdentity, SampleOrder
+from data_pipeline.sample_order import SampleOrder
+from data_pipeline.stream_state import STATE_VERSION, check_state
 from models.common.errors import InputError
 from models.common.files import LineFile
 
-STATE_VERSION = 2
 MIN_DRAWS_TO_JUDGE = 200
 """The share of bad samples is taken over at least this many draws: a few at the start do not stop the run.
 """
@@ -296,26 +296,3 @@ def _slot_state(slot: _Slot) -> dict[str, Any]:
         "num_too_long": slot.num_too_long,
         "num_shrunk": slot.num_shrunk,
     }
-
-
-def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The states of all ranks as one.
-
-    Raises:
-        InputError: they belong to different streams.
-    """
-    merged: dict[str, Any] = {}
-    for state in states:
-        if not merged:
-            merged = {**state, "slots": dict(state["slots"])}
-            continue
-        check_state(state, OrderIdentity.of_state(merged))
-        merged["slots"] |= state["slots"]
-    return merged
-
-
-def check_state(state: Mapping[str, Any], identity: OrderIdentity) -> None:
-    """Raise InputError, with the reason, where a stream of this order cannot resume from a state."""
-    if state.get("version") != STATE_VERSION:
-        raise InputError(f"a stream state of version {state.get('version')}; this program reads {STATE_VERSION}")
-    identity.check(state)

@@ -19,7 +19,8 @@ from eval.batch import Row
 from eval.decoding import AnswerStream, Decoding
 from eval.engine_loop import EngineLoop, position_bytes
 from eval.predictor import Predictor
-from eval.prompts import Prompt, PromptTooLongError, Query
+from eval.prompts import Prompt, PromptTooLongError
+from eval.query import Query
 from eval.requests import (
     Draining,
     Ended,

@@ -30,7 +30,8 @@ from eval.generation import evaluating, write_beams
 from eval.kept_chats import KeptChats
 from eval.kv_cache import DynamicKVCache, KVCache, is_fixable
 from eval.prefill import PromptReader
-from eval.prompts import Prompt, PromptTooLongError, Query, encode, encode_answered
+from eval.prompts import Prompt, PromptTooLongError, encode, encode_answered
+from eval.query import Query
 from eval.speculative import Speculation, SpeculationGate, can_speculate, write_speculatively
 from eval.static_cache import StaticCachePool, StaticKVCache
 from models.bundle import Manifest, find_manifest

@@ -1,6 +1,6 @@
 """From a question about images to a model's inputs.
 
-Owns: `Query` (a chat and its images), `Prompt` (token ids and pixels of one query) and batches of prompts.
+Owns: `Prompt` (token ids and pixels of one `eval.query.Query`) and batches of prompts.
 The chat template and the pixels are the bundle's processor's, exactly as stock transformers would apply them.
 
 Shapes: B rows, L tokens, N images.
@@ -23,7 +23,7 @@ from PIL import Image
 
 from data_pipeline import limits
 from data_pipeline.images import fit, to_rgb
-from data_pipeline.record import Turn
+from eval.query import Place, Query
 from models.common.errors import InputError, single_line
 from models.patches import rope_positions
 from models.spec import CropImage, ImageSpec, PadImage, PatchGrid
@@ -44,63 +44,6 @@ _PROBE = "\ue000"
 
 _GRIDS = "image_grid_thw"
 """What a processor of native resolution calls the frames, rows and columns of each image's patches."""
-
-_SPOKEN = {"system": "system text", "user": "question", "assistant": "answer"}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an image stands: in a turn, before the character `at` of its text (its length is behind the text)."""
-
-    turn: int
-    at: int = 0
-
-
-@dataclass(frozen=True)
-class Query:
-    """A chat that waits for its next answer, with its images.
-
-    Args:
-        images: in the order in which the chat shows them.
-        turns: user, assistant, ..., user; a system turn may come first where the model's template has them.
-        places: one for each image, in order, in user turns only. Without any, all images come before the first user
-            turn's text, as in training.
-
-    Raises:
-        InputError: the turns do not alternate, a text is beyond the limits, or an image has no place.
-    """
-
-    images: tuple[Image.Image, ...]
-    turns: tuple[Turn, ...]
-    places: tuple[Place, ...] = ()
-
-    def __post_init__(self) -> None:
-        roles = [turn.role for turn in self.turns]
-        spoken = roles[1:] if self.has_system else roles
-        expected = ["user", "assistant"] * len(spoken)
-        if len(spoken) % 2 == 0 or spoken != expected[: len(spoken)]:
-            raise InputError(f"a chat alternates user, assistant, ..., user; this one is {', '.join(roles) or 'empty'}")
-        for turn in self.turns:
-            if problem := limits.text_problem(turn.text):
-                raise InputError(f"the {_SPOKEN[turn.role]} {problem}")
-        if self.places:
-            self._check_places()
-
-    @property
-    def has_system(self) -> bool:
-        """Whether a system turn comes first."""
-        return bool(self.turns) and self.turns[0].role == "system"
-
-    def _check_places(self) -> None:
-        if len(self.places) != len(self.images):
-            raise InputError(f"{len(self.images)} images have {len(self.places)} places: give each one")
-        for place in self.places:
-            if not 0 <= place.turn < len(self.turns) or self.turns[place.turn].role != "user":
-                raise InputError(f"an image is placed in turn {place.turn}, which is none of the user's")
-            if not 0 <= place.at <= len(self.turns[place.turn].text):
-                raise InputError(f"an image is placed at character {place.at} of a shorter text")
-        if list(self.places) != sorted(self.places, key=lambda place: (place.turn, place.at)):
-            raise InputError("the places of the images are out of order: images come in the order of the chat")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from data_pipeline.stream import merge_states
+from data_pipeline.stream_state import merge_states
 from models.common.errors import InputError
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.checkpoint.resume import note_rollback, rollbacks_to

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from data_pipeline.stream import RowStream, merge_states
+from data_pipeline.stream import RowStream
+from data_pipeline.stream_state import merge_states
 from models.build import ModelMetadata
 from models.common.errors import InputError
 from models.common.files import LineFile

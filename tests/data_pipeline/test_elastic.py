@@ -15,7 +15,8 @@ from data_pipeline.fetch import Fetcher
 from data_pipeline.mixture import Concatenation, Mixture, Plan
 from data_pipeline.sample import BadSample, Encoded, SampleRef
 from data_pipeline.sample_order import OrderIdentity, SampleOrder
-from data_pipeline.stream import Limits, RowStream, merge_states
+from data_pipeline.stream import Limits, RowStream
+from data_pipeline.stream_state import merge_states
 from tools.dev.bench.scale.reading import write_set
 from trainer.distributed.context import DistributedContext
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from data_pipeline.batch import collate
 from data_pipeline.index_build import build_index
 from data_pipeline.sample import Encoded
-from data_pipeline.stream import RowStream, merge_states
+from data_pipeline.stream import RowStream
+from data_pipeline.stream_state import merge_states
 from data_pipeline.tiles import canvas_options, fit_tiles, shrink_to_budget
 from models.spec import ImageSpec, canvas_size, num_image_tokens
 from tests.data_pipeline.test_tiles import noise, png, spec

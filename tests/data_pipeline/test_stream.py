@@ -19,7 +19,8 @@ from data_pipeline.fetch import Fetcher, Result
 from data_pipeline.index_build import build_index
 from data_pipeline.sample import Row, SampleRef
 from data_pipeline.sample_order import SampleOrder
-from data_pipeline.stream import RowStream, merge_states
+from data_pipeline.stream import RowStream
+from data_pipeline.stream_state import merge_states
 from models.common.errors import AwayError, InputError
 from tests.support.paths import REPOSITORY
 from tests.support.shards import caption_sample, image_bytes, write_set, write_tar

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer, pre_tokenizers, processors
-from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from data_pipeline.config import (
@@ -20,7 +19,6 @@ from data_pipeline.config import (
     TokenizerTemplate,
     VicunaTemplate,
 )
-from data_pipeline.own_template import first_token
 from data_pipeline.record import Turn, caption_turns, parse_conversation
 from data_pipeline.templates import build_template, stop_id
 from data_pipeline.tokens import Tokens
@@ -28,6 +26,14 @@ from models.common.errors import InputError
 from models.spec import IGNORE_INDEX, IMAGE_TOKEN
 from tests.support.paths import data, needs_data
 from tests.support.shards import tiny_tokenizer
+from tests.support.tokenizers import (
+    bare_tokenizer,
+    llama3_like,
+    modern_vicuna_tokenizer,
+    qwen_tokenizer,
+    talking_tokenizer,
+    vicuna_tokenizer,
+)
 
 CHAT = (
     Turn("user", f"{IMAGE_TOKEN}\nWhat is this?"),
@@ -35,61 +41,6 @@ CHAT = (
     Turn("user", "Are you sure?\nReally?"),
     Turn("assistant", "\nYes."),
 )
-
-
-def vicuna_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(data("tokenizers", "vicuna_fast", "vicuna_tokenizer.json")),
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
-    return with_image(tokenizer)
-
-
-def modern_vicuna_tokenizer() -> PreTrainedTokenizerFast:
-    """The same vocabulary as transformers opens it with `legacy: false`: a space before the whole text only."""
-    backend = Tokenizer.from_file(str(data("tokenizers", "vicuna_fast", "vicuna_tokenizer.json")))
-    backend.normalizer = None  # type: ignore[assignment]
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return with_image(PreTrainedTokenizerFast(tokenizer_object=backend, **names))
-
-
-def qwen_tokenizer() -> PreTrainedTokenizerFast:
-    return with_image(AutoTokenizer.from_pretrained(data("tokenizers", "qwen2")))
-
-
-def llama3_like() -> PreTrainedTokenizerFast:
-    tokenizer = tiny_tokenizer()
-    names = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN, *names]})
-    return tokenizer
-
-
-def talking_tokenizer() -> PreTrainedTokenizerFast:
-    """ChatML as its own template, and no begin token: SmolLM2's kind."""
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    return tokenizer
-
-
-def bare_tokenizer() -> PreTrainedTokenizerFast:
-    """Its own template prints what was said and nothing before it, so an image stands first."""
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = (
-        "{% for message in messages %}{{ message['content'] }}{% if message['role'] == 'assistant' %}<|im_end|>"
-        "{% endif %}{% endfor %}"
-    )
-    return tokenizer
-
-
-def with_image(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
-    return tokenizer
 
 
 def encode(config: TemplateConfig, tokenizer: Any, turns: tuple[Turn, ...]) -> tuple[Any, Any]:
@@ -242,65 +193,6 @@ def test_the_end_token_is_learnt_where_padding_is_the_same_token() -> None:
     tokenizer.pad_token = tokenizer.eos_token
     _, labels = encode(ChatmlTemplate(), tokenizer, CHAT)
     assert int(np.count_nonzero(labels == tokenizer.eos_token_id)) == 2
-
-
-def first_ids(config: TemplateConfig, tokenizer: Any) -> list[int]:
-    """The ids before the image."""
-    ids, _ = encode(config, tokenizer, CHAT[:2])
-    return [int(token) for token in ids[: ids.tolist().index(Tokens.of(tokenizer).image_token_id)]]
-
-
-def test_plain_opens_with_what_the_model_knows_to_come_first() -> None:
-    tokenizer = talking_tokenizer()
-    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert first_ids(PlainTemplate(), tokenizer) == [start]
-    assert first_ids(PlainTemplate(opening="\n"), tokenizer) == tokenizer.encode("\n")
-    assert first_ids(PlainTemplate(opening=""), tokenizer) == []
-    assert first_ids(PlainTemplate(), tiny_tokenizer()) == []  # no chat template says what comes first
-
-
-def test_the_begin_token_is_the_opening_where_a_tokenizer_adds_one() -> None:
-    tokenizer = talking_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.convert_tokens_to_ids("<|endoftext|>"))]
-    )
-    tokenizer.bos_token = "<|endoftext|>"
-    begin = tokenizer.bos_token_id
-    assert first_ids(PlainTemplate(), tokenizer) == [begin]
-    assert first_ids(PlainTemplate(opening="<|im_start|>"), tokenizer) == [begin, begin + 1]
-
-
-@pytest.mark.parametrize(
-    ("chat_template", "opening"),
-    [
-        ("{{ 'User: ' + messages[0]['content'] }}", "U"),  # a vocabulary in which that is a token
-        ("{{ messages[0]['content'] }}", ""),
-        ("{% if messages[0]['role'] == 'user' %}{{ raise_exception('no') }}{% endif %}", ""),
-        ("{% if %}", ""),
-        ("{{ strftime_now('%d %b %Y') }}{{ messages[0]['content'] }}", "0"),
-    ],
-)
-def test_the_opening_is_the_first_token_before_what_a_user_says(chat_template: str, opening: str) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = chat_template
-    assert first_token(Tokens.of(tokenizer)) == opening
-
-
-def test_what_a_user_says_first_can_be_given_an_opening_in_an_own_template() -> None:
-    tokenizer = bare_tokenizer()
-    assert first_ids(TokenizerTemplate(), tokenizer) == []
-    assert first_ids(TokenizerTemplate(opening="\n"), tokenizer) == tokenizer.encode("\n")
-
-
-def test_an_opening_before_a_begin_token_is_refused() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.convert_tokens_to_ids("<|endoftext|>"))]
-    )
-    tokenizer.bos_token = "<|endoftext|>"
-    tokenizer.chat_template = "{{ bos_token }}" + (bare_tokenizer().chat_template or "")
-    with pytest.raises(InputError, match=r"data\.template\.opening: .*begins with <\|endoftext\|> itself"):
-        build_template(TokenizerTemplate(opening="\n"), Tokens.of(tokenizer))
 
 
 def test_chatml_has_no_system_turn_unless_given() -> None:

@@ -15,7 +15,7 @@ from eval.decoding import Decoding
 from eval.generation import write_greedily
 from eval.kv_cache import DynamicKVCache
 from eval.predictor import Predictor
-from eval.prompts import Query
+from eval.query import Query
 from eval.speculate import main as compare
 from eval.speculative import PROBED_STEPS, Speculation, SpeculationGate, write_speculatively
 from models.common.errors import run_cli

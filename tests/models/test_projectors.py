@@ -60,7 +60,7 @@ def test_it_starts_as_the_text_encoder(text_encoder: Path) -> None:
     torch.testing.assert_close(qformer.read(ids, is_text)[is_text], expected.last_hidden_state[is_text], **ROUNDING)
 
 
-def as_blip2(qformer: QFormer, facts: dict[str, int], every: int):  # type: ignore[no-untyped-def]
+def as_blip2(qformer: QFormer, facts: dict[str, int], every: int) -> Any:
     """transformers' Blip2QFormerModel with the weights of ours."""
     from transformers import Blip2QFormerConfig, Blip2QFormerModel
 

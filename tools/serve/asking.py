@@ -13,7 +13,7 @@ from PIL import Image
 
 from eval.decoding import AnswerStream, Decoding
 from eval.engine import Ended, Engine, Event, Piece, Refused, Request
-from eval.prompts import Query
+from eval.query import Query
 from models.common.errors import InputError
 from tools.serve.budget import Budget
 from tools.serve.chat import Cancel

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from data_pipeline.limits import MAX_BYTES, ImageError
 from data_pipeline.record import Turn
-from eval.prompts import Place, PromptTooLongError
+from eval.prompts import PromptTooLongError
+from eval.query import Place
 from models.common.errors import InputError
 from tools.serve.errors import ApiError, invalid
 from tools.serve.wire import ImagePart, Message, TextPart

@@ -21,7 +21,8 @@ from data_pipeline.limits import ImageError
 from eval.answers import AnswerCache
 from eval.decoding import Decoding
 from eval.engine import Draining, Ended, Engine, EngineDead, Event, Piece, Refused
-from eval.prompts import Prompt, Query
+from eval.prompts import Prompt
+from eval.query import Query
 from models.common.errors import InputError
 from tools.serve.answer import Answer, refusal
 from tools.serve.body import Bodies

@@ -1,14 +1,13 @@
-"""What the load may do: bodies, pictures, shares, the queue, times; and clients who leave."""
+"""What the load may do: pictures, shares, the queue, times; and clients who leave."""
 
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -18,124 +17,31 @@ from PIL import Image
 
 from data_pipeline.images import open_image
 from eval.predictor import Predictor
-from tests.support.patience import GUARD_S
+from tests.support.patience import GUARD_S, wait_until
+from tests.support.raw_http import COMPLETIONS, connected, head
 from tests.support.servers import Running, asking, file_of, picture_part, running_server, slow_steps, stuck_after
 from tools.dev.bench.serving import large_picture
 
-PATH = "/v1/chat/completions"
 LONG = {"max_tokens": 400, "temperature": 2.0, "seed": 3}
 """Hot, so that no end token comes soon."""
 
 
-@contextmanager
-def connected(server: Running) -> Iterator[socket.socket]:
-    with socket.create_connection((server.host, server.port), timeout=GUARD_S) as found:
-        yield found
-
-
-def head(server: Running, *lines: str, path: str = PATH) -> bytes:
-    first = [f"POST {path} HTTP/1.1", f"Host: {server.host}", "Content-Type: application/json", *lines]
-    return "\r\n".join([*first, "", ""]).encode()
-
-
-def answer_of(connection: socket.socket) -> tuple[int, dict[str, Any], bool]:
-    """Status, JSON, and whether the connection was closed behind it."""
-    found = b""
-    while b"\r\n\r\n" not in found:
-        piece = connection.recv(65536)
-        assert piece, f"the connection ended: {found!r}"
-        found += piece
-    top, _, body = found.partition(b"\r\n\r\n")
-    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in top.decode().split("\r\n"))}
-    while len(body) < int(headers["content-length"]):
-        body += connection.recv(65536)
-    return int(top.split()[1]), json.loads(body), headers.get("connection") == "close"
-
-
 def send(server: Running, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(server.url + PATH, json=body, timeout=GUARD_S)
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + GUARD_S
-    while not holds():
-        assert time.monotonic() < deadline_s, what
-        time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def narrow(tiny_predictor: Predictor) -> Iterator[Running]:
-    with running_server(tiny_predictor, max_body_bytes=200_000, small_body_bytes=10_000, body_s=0.5) as running:
-        yield running
-
-
-def test_a_large_body_is_refused_by_its_length_before_it_comes(narrow: Running) -> None:
-    with connected(narrow) as connection:
-        connection.sendall(head(narrow, "Content-Length: 200001", "Expect: 100-continue"))
-        status, body, is_closed = answer_of(connection)
-    assert (status, is_closed) == (413, True)
-    assert body["error"]["code"] == "body_too_large"
-
-
-def test_a_body_of_the_largest_size_is_read(narrow: Running) -> None:
-    body = json.dumps(asking("What?"))
-    answer = httpx.post(
-        narrow.url + PATH,
-        content=body + " " * (200_000 - len(body)),
-        headers={"content-type": "application/json"},
-        timeout=GUARD_S,
-    )
-    assert answer.status_code == 200
-    assert narrow.service.bodies.budget.num_taken == 0
-
-
-def test_chunks_without_a_length_are_counted(narrow: Running) -> None:
-    with connected(narrow) as connection:
-        connection.sendall(head(narrow, "Transfer-Encoding: chunked"))
-        for _ in range(21):
-            connection.sendall(b"2710\r\n" + b" " * 10_000 + b"\r\n")
-        status, _, is_closed = answer_of(connection)
-    assert (status, is_closed) == (413, True)
-    until(lambda: narrow.service.bodies.budget.num_taken == 0, "the body's bytes were not given back")
-
-
-def test_who_sends_slowly_is_told(narrow: Running) -> None:
-    with connected(narrow) as connection:
-        connection.sendall(head(narrow, "Content-Length: 1000") + b"{")
-        status, _, is_closed = answer_of(connection)
-    assert (status, is_closed) == (408, True)
-
-
-def test_a_body_that_breaks_off_leaves_nothing(narrow: Running) -> None:
-    for _ in range(3):
-        with connected(narrow) as connection:
-            connection.sendall(head(narrow, "Content-Length: 150000") + b"{" * 20_000)
-    until(lambda: narrow.service.bodies.budget.num_taken == 0, "the body's bytes were not given back")
-    until(lambda: not narrow.service.shares._under_way, "its share must be given back")
-
-
-def test_a_refused_connection_serves_the_next_request(server: Running) -> None:
-    with connected(server) as connection:
-        for body in (b"{", b"[]", json.dumps(asking("")).encode()):
-            connection.sendall(head(server, f"Content-Length: {len(body)}") + body)
-            assert answer_of(connection)[0] == 400
-        body = json.dumps(asking("What?")).encode()
-        connection.sendall(head(server, f"Content-Length: {len(body)}") + body)
-        assert answer_of(connection)[0] == 200
+    return httpx.post(server.url + COMPLETIONS, json=body, timeout=GUARD_S)
 
 
 def test_a_client_has_its_share_and_no_more(tiny_predictor: Predictor) -> None:
     with running_server(tiny_predictor, per_client=2) as server, slow_steps(server, 0.02):
         with ThreadPoolExecutor(2) as pool, httpx.Client(timeout=GUARD_S) as client:
-            busy = [pool.submit(client.post, server.url + PATH, json=asking("What?", **LONG)) for _ in range(2)]
-            until(lambda: server.engine.stats().running == 2, "both must run")
-            refused = httpx.post(server.url + PATH, json=asking("What?"), timeout=GUARD_S)
+            busy = [pool.submit(client.post, server.url + COMPLETIONS, json=asking("What?", **LONG)) for _ in range(2)]
+            wait_until("both run", lambda: server.engine.stats().running == 2)
+            refused = httpx.post(server.url + COMPLETIONS, json=asking("What?"), timeout=GUARD_S)
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) >= 1
             assert refused.json()["error"]["code"] == "rate_limit_exceeded"
             assert httpx.get(server.url + "/health", timeout=GUARD_S).status_code == 200
             assert [each.result().status_code for each in busy] == [200, 200]
-        assert httpx.post(server.url + PATH, json=asking("What?"), timeout=GUARD_S).status_code == 200
+        assert httpx.post(server.url + COMPLETIONS, json=asking("What?"), timeout=GUARD_S).status_code == 200
         assert 'sightline_rejected_total{reason="share"} 1.0' in httpx.get(server.url + "/metrics").text
 
 
@@ -146,9 +52,9 @@ def test_a_full_queue_is_a_429_which_clients_send_again(tiny_predictor: Predicto
         ThreadPoolExecutor(2) as pool,
     ):
         first = pool.submit(send, server, asking("What?", max_tokens=60, temperature=2, seed=3))
-        until(lambda: server.engine.stats().running == 1, "the first must run")
+        wait_until("the first runs", lambda: server.engine.stats().running == 1)
         second = pool.submit(send, server, asking("What?", max_tokens=5))
-        until(lambda: server.engine.stats().waiting == 1, "the second must wait")
+        wait_until("the second waits", lambda: server.engine.stats().waiting == 1)
         refused = send(server, asking("What?"))
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
         patient = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=9, timeout=GUARD_S)
@@ -174,11 +80,11 @@ def test_who_waits_too_long_is_told_before_a_200(tiny_predictor: Predictor) -> N
                 firsts.append(ask())
             return server.engine.stats().running == 1
 
-        until(first_runs, "the first must run")
+        wait_until("the first runs", first_runs)
         refused = send(server, asking("What?", stream=True))
         assert refused.status_code == 503
         assert "retry-after" in refused.headers
-        until(lambda: server.engine.stats().waiting == 0, "it must not wait any more")
+        wait_until("it waits no more", lambda: server.engine.stats().waiting == 0)
         assert firsts[-1].result().status_code == 200
 
 
@@ -199,11 +105,11 @@ def test_a_client_who_leaves_takes_his_row_with_him(tiny_predictor: Predictor, s
         body = json.dumps(asking("What?", stream=streamed, **LONG)).encode()
         with connected(server) as connection:
             connection.sendall(head(server, f"Content-Length: {len(body)}") + body)
-            until(lambda: server.engine.stats().running == 1, "it must run")
-        until(lambda: server.engine.stats().running == 0, "its row must be gone")
+            wait_until("it runs", lambda: server.engine.stats().running == 1)
+        wait_until("its row is gone", lambda: server.engine.stats().running == 0)
         assert server.engine.stats().finished["cancelled"] == 1
         assert server.engine.stats().tokens < 100
-        until(lambda: not server.service.shares._under_way, "its share must be given back")
+        wait_until("its share is given back", lambda: not server.service.shares._under_way)
         assert "sightline_cancelled_total 1.0" in httpx.get(server.url + "/metrics").text
 
 
@@ -211,14 +117,14 @@ def test_who_leaves_while_he_waits_is_never_read(tiny_predictor: Predictor) -> N
     with running_server(tiny_predictor, rows=1) as server, slow_steps(server, 0.02):
         with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=GUARD_S) as client:
             first = pool.submit(
-                client.post, server.url + PATH, json=asking("What?", max_tokens=60, temperature=2, seed=3)
+                client.post, server.url + COMPLETIONS, json=asking("What?", max_tokens=60, temperature=2, seed=3)
             )
-            until(lambda: server.engine.stats().running == 1, "the first must run")
+            wait_until("the first runs", lambda: server.engine.stats().running == 1)
             body = json.dumps(asking("And this?")).encode()
             with connected(server) as connection:
                 connection.sendall(head(server, f"Content-Length: {len(body)}") + body)
-                until(lambda: server.engine.stats().waiting == 1, "it must wait")
-            until(lambda: server.engine.stats().waiting == 0, "it must be gone")
+                wait_until("it waits", lambda: server.engine.stats().waiting == 1)
+            wait_until("it is gone", lambda: server.engine.stats().waiting == 0)
             first.result()
         assert server.engine.stats().finished["cancelled"] == 1
 
@@ -236,20 +142,20 @@ def test_pictures_share_one_budget(tiny_predictor: Predictor, monkeypatch: pytes
         monkeypatch.setattr(server.service.pictures, "_grant", watched)
         body = asking(picture_part(large, "jpeg"), "What?", max_tokens=2)
         with ThreadPoolExecutor(3) as pool, httpx.Client(timeout=GUARD_S) as client:
-            done = list(pool.map(lambda _: client.post(server.url + PATH, json=body).status_code, range(3)))
+            done = list(pool.map(lambda _: client.post(server.url + COMPLETIONS, json=body).status_code, range(3)))
         assert done == [200, 200, 200]
         assert max(most) == 16_000_000
         assert server.service.pictures.num_taken == 0
         huge = asking(picture_part(file_of(Image.new("1", (1200, 1200)))), "What?")
-        refused = httpx.post(server.url + PATH, json=huge, timeout=GUARD_S)
+        refused = httpx.post(server.url + COMPLETIONS, json=huge, timeout=GUARD_S)
         assert (refused.status_code, refused.json()["error"]["code"]) == (413, "image_too_large")
 
 
 def test_health_and_metrics_tell_what_goes_on(tiny_predictor: Predictor) -> None:
     with running_server(tiny_predictor, rows=1) as server, slow_steps(server, 0.05):
         with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=GUARD_S) as client:
-            busy = pool.submit(client.post, server.url + PATH, json=asking("What?", max_tokens=20))
-            until(lambda: server.engine.stats().running == 1, "it must run")
+            busy = pool.submit(client.post, server.url + COMPLETIONS, json=asking("What?", max_tokens=20))
+            wait_until("it runs", lambda: server.engine.stats().running == 1)
             health = httpx.get(server.url + "/health", timeout=GUARD_S).json()
             assert health == {"status": "serving", "model": "tiny", "running": 1, "waiting": 0}
             assert "sightline_num_requests_running 1.0" in httpx.get(server.url + "/metrics").text
@@ -269,10 +175,10 @@ def test_health_and_metrics_tell_what_goes_on(tiny_predictor: Predictor) -> None
         engine, server.service.engine = server.engine, None
         loading = httpx.get(server.url + "/health", timeout=GUARD_S)
         assert (loading.status_code, loading.json()["status"]) == (503, "loading")
-        assert httpx.post(server.url + PATH, json=asking("What?"), timeout=GUARD_S).status_code == 503
+        assert httpx.post(server.url + COMPLETIONS, json=asking("What?"), timeout=GUARD_S).status_code == 503
         server.service.engine = engine
         engine.drain(0.0)
-        draining = httpx.post(server.url + PATH, json=asking("What?"), timeout=GUARD_S)
+        draining = httpx.post(server.url + COMPLETIONS, json=asking("What?"), timeout=GUARD_S)
         assert (draining.status_code, draining.json()["error"]["code"]) == (503, "draining")
         assert int(draining.headers["retry-after"]) > 0
         engine.close()
@@ -356,6 +262,8 @@ def test_many_clients_at_once_get_what_each_would_alone(server: Running, tiny_pr
         [Query((), (Turn("user", text),)) for text in questions], Decoding(max_new_tokens=12)
     )
     with ThreadPoolExecutor(16) as pool, httpx.Client(timeout=GUARD_S) as client:
-        answers = list(pool.map(lambda text: client.post(server.url + PATH, json=asking(text)).json(), questions))
+        answers = list(
+            pool.map(lambda text: client.post(server.url + COMPLETIONS, json=asking(text)).json(), questions)
+        )
     assert [answer["choices"][0]["message"]["content"] for answer in answers] == expected
     assert threading.active_count() < 200

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from data_pipeline.images import open_image
 from data_pipeline.record import Turn
 from eval.predictor import Decoding, Predictor, Query
-from eval.prompts import Place
+from eval.query import Place
 from tests.support.bundles import image
 from tests.support.openai_clients import QUESTION, complete, sent, stream, text_of
 from tests.support.servers import MODEL, Running, asking, file_of, picture_part, text_part

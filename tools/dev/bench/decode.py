@@ -58,7 +58,8 @@ def main(argv: list[str]) -> int:
 def prompt(predictor: Predictor) -> dict[str, torch.Tensor]:
     """A question about a drawn image, as the model's inputs."""
     from data_pipeline.record import Turn
-    from eval.prompts import Query, collate, encode
+    from eval.prompts import collate, encode
+    from eval.query import Query
     from tools.export.golden import drawn
 
     probe = drawn(1)[0]

@@ -1,0 +1,75 @@
+"""A body is refused, timed and counted while it comes, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from eval.predictor import Predictor
+from tests.support.patience import GUARD_S, wait_until
+from tests.support.raw_http import COMPLETIONS, answer_of, connected, head
+from tests.support.servers import Running, asking, running_server
+
+
+@pytest.fixture(scope="module")
+def narrow(tiny_predictor: Predictor) -> Iterator[Running]:
+    with running_server(tiny_predictor, max_body_bytes=200_000, small_body_bytes=10_000, body_s=0.5) as running:
+        yield running
+
+
+def test_a_large_body_is_refused_by_its_length_before_it_comes(narrow: Running) -> None:
+    with connected(narrow) as connection:
+        connection.sendall(head(narrow, "Content-Length: 200001", "Expect: 100-continue"))
+        status, body, is_closed = answer_of(connection)
+    assert (status, is_closed) == (413, True)
+    assert body["error"]["code"] == "body_too_large"
+
+
+def test_a_body_of_the_largest_size_is_read(narrow: Running) -> None:
+    body = json.dumps(asking("What?"))
+    answer = httpx.post(
+        narrow.url + COMPLETIONS,
+        content=body + " " * (200_000 - len(body)),
+        headers={"content-type": "application/json"},
+        timeout=GUARD_S,
+    )
+    assert answer.status_code == 200
+    assert narrow.service.bodies.budget.num_taken == 0
+
+
+def test_chunks_without_a_length_are_counted(narrow: Running) -> None:
+    with connected(narrow) as connection:
+        connection.sendall(head(narrow, "Transfer-Encoding: chunked"))
+        for _ in range(21):
+            connection.sendall(b"2710\r\n" + b" " * 10_000 + b"\r\n")
+        status, _, is_closed = answer_of(connection)
+    assert (status, is_closed) == (413, True)
+    wait_until("the body's bytes are given back", lambda: narrow.service.bodies.budget.num_taken == 0)
+
+
+def test_who_sends_slowly_is_told(narrow: Running) -> None:
+    with connected(narrow) as connection:
+        connection.sendall(head(narrow, "Content-Length: 1000") + b"{")
+        status, _, is_closed = answer_of(connection)
+    assert (status, is_closed) == (408, True)
+
+
+def test_a_body_that_breaks_off_leaves_nothing(narrow: Running) -> None:
+    for _ in range(3):
+        with connected(narrow) as connection:
+            connection.sendall(head(narrow, "Content-Length: 150000") + b"{" * 20_000)
+    wait_until("the body's bytes are given back", lambda: narrow.service.bodies.budget.num_taken == 0)
+    wait_until("its share is given back", lambda: not narrow.service.shares._under_way)
+
+
+def test_a_refused_connection_serves_the_next_request(server: Running) -> None:
+    with connected(server) as connection:
+        for body in (b"{", b"[]", json.dumps(asking("")).encode()):
+            connection.sendall(head(server, f"Content-Length: {len(body)}") + body)
+            assert answer_of(connection)[0] == 400
+        body = json.dumps(asking("What?")).encode()
+        connection.sendall(head(server, f"Content-Length: {len(body)}") + body)
+        assert answer_of(connection)[0] == 200
