@@ -6,6 +6,7 @@ versions do not know, and writes down where the parts lay on the machine that ma
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ def save_config(config: Any, directory: Path) -> None:
     write_json(directory / "config.json", _for_older_versions(_without_maker(read_json(directory, "config.json"))))
 
 
+def copy_config(source: Path, directory: Path, changes: Mapping[str, Any]) -> None:
+    """Write the config.json of the model in `source`, with other values of some keys, in its own layout."""
+    values = _for_older_versions(_without_maker(read_json(source, "config.json")))
+    write_json(directory / "config.json", {**values, **changes})
+
+
 def _for_older_versions(values: Any) -> Any:
     """The same values with `rope_theta` and `rope_scaling`, which 4.57 reads, beside version 5's `rope_parameters`."""
     if not isinstance(values, dict):
@@ -50,7 +57,7 @@ def _for_older_versions(values: Any) -> Any:
     if isinstance(rope, dict) and "rope_theta" in rope:
         values["rope_theta"] = rope["rope_theta"]
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        if scaling.get("rope_type", "default") != "default":
+        if scaling.get("rope_type", "default") != "default" or len(scaling) > 1:  # M-RoPE's sections
             values["rope_scaling"] = scaling
     return values
 

@@ -32,6 +32,11 @@ _WITH_VIDEO = {
 """Families whose processors transformers opens with torchvision alone -> (module, class) of one for images alone."""
 
 
+def needs_torchvision(model_type: str) -> bool:
+    """Whether transformers opens a family's own processor with torchvision alone."""
+    return model_type in _WITH_VIDEO
+
+
 def open_config(directory: Path) -> Any:
     """The configuration; raises InputError where it does not open."""
     from transformers import AutoConfig

@@ -45,25 +45,28 @@ def native_processor(family: str, tokenizer: Any = None) -> Any:
     )
 
 
-def native_model(family: str, tokenizer: Any, *, tied: bool = False) -> Any:
-    """A random model of a family: 4 blocks of which two attend in windows, or two levels are added later."""
+def native_model(family: str, tokenizer: Any, *, tied: bool = False, width: int = 48) -> Any:
+    """A random model of a family: 4 blocks of which two attend in windows, or two levels are added later.
+
+    `width` is the language model's, a multiple of 16.
+    """
     import transformers
 
     shape = {"hidden_size": 32, "intermediate_size": 64}
     tower: dict[str, Any] = {**shape, "depth": 4, "num_heads": 4, "patch_size": PATCH, "spatial_merge_size": MERGE}
-    tower |= {"out_hidden_size": 48}
+    tower |= {"out_hidden_size": width}
     if family == "qwen2_vl":
-        tower = {**tower, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2}
+        tower = {**tower, "embed_dim": 32, "hidden_size": width, "mlp_ratio": 2}
         del tower["intermediate_size"], tower["out_hidden_size"]
     elif family == "qwen2_5_vl":
         tower |= {"window_size": 2 * PATCH * MERGE, "fullatt_block_indexes": [1, 3]}
     else:
         tower |= {"num_position_embeddings": 36, "deepstack_visual_indexes": [0, 2]}
     text: dict[str, Any] = {
-        "hidden_size": 48,
+        "hidden_size": width,
         "intermediate_size": 64,
         "num_hidden_layers": 3,
-        "num_attention_heads": 3,
+        "num_attention_heads": width // 16,
         "num_key_value_heads": 1,
         "head_dim": 16,
         "vocab_size": len(tokenizer) + 4,  # padded, as hub models are

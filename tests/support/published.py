@@ -33,11 +33,12 @@ def make_published(
     """A random model of a family as `save_pretrained` writes it, with a tokenizer and its processor.
 
     Args:
-        text: of the LLaVA families, values of the language model's configuration that are to be others.
+        text: of the LLaVA families, values of the language model's configuration that are to be others; at native
+            resolution its `width`.
     """
     if family in NATIVE:
         processor = native_processor(family)
-        model = native_model(family, processor.tokenizer, tied=tied)
+        model = native_model(family, processor.tokenizer, tied=tied, **text)
     else:
         processor = _processor(family)
         model = _model(family, processor.tokenizer, language=language, tied=tied, text=text)

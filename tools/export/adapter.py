@@ -10,7 +10,8 @@
                                                           published model it is in the adapter, as `modules_to_save`
     OUT/parity.json, README.md
 
-Names in a whole model are those of `tools.export.peft_names`. vLLM serves a vision-language model with adapters on its
+Names in a whole model are those of `tools.export.peft_names`; of a model of native resolution the projector is the
+mergers. vLLM serves a vision-language model with adapters on its
 language model, and neither another projector beside nor `modules_to_save`: its base is the directory that `--base`
 writes, which has the trained projector, and everything else that is no adapter.
 """
@@ -61,7 +62,7 @@ def export(source: Source, out: Path, options: ExportOptions) -> str:
         insist(parity, f"{out}: the adapter over its base differs from the trained model", options.force)
         write_parity(directory, parity)
         recipe = {**source.recipe.model_dump(mode="json"), "stage": source.stage}
-        write_card(directory, "adapter", recipe, parity, options)
+        write_card(directory, "adapter", recipe, parity, options, family=_family(trained))
     beside = ", the projector beside it" if has_projector else ""
     return f"an adapter of {source.recipe.name}/{source.stage} over {_base_name(trained, options.base)}{beside}"
 
@@ -91,12 +92,6 @@ def _check_base(trained: Trained) -> None:
         raise InputError(
             f"{trained.where}: {min(whole)} was trained in full as well, so no published model is this adapter's base;"
             " write one with --base DIR"
-        )
-    beside = [name for name in trained.names if not name.startswith("language.")]
-    if is_published and beside and trained.facts.image.fit.grid is not None:
-        raise InputError(
-            f"{trained.where}: {min(beside)} learnt too, and only the language model's adapter is written over a model"
-            " of native resolution; write the base with --base DIR"
         )
     if not is_published and trained.model.language.weights_directory() is None:
         kind = type(trained.model.language).__name__
@@ -131,16 +126,27 @@ def adapter_tensors(trained: Trained, *, base: Path | None) -> Iterator[tuple[st
     """The adapter's tensors in peft's names; of parts beside the language model only over a published model."""
     from models.export import num_vocabulary_rows
 
-    rows, is_published = num_vocabulary_rows(trained.facts), _is_over_published(trained, base)
-    is_whole_model = base is not None or is_published
-    for name in sorted(trained.names):
-        if not is_published and (MARK not in name or not name.startswith("language.")):
-            continue
+    rows, modules = num_vocabulary_rows(trained.facts), _modules(trained, base)
+    for name in _taken(trained, base):
         value = trained.weight(name)
-        if is_whole_model and ".lora_embedding_A." in name and value.shape[1] < rows:
+        if modules is not None and ".lora_embedding_A." in name and value.shape[1] < rows:
             mean = value.mean(dim=1, keepdim=True)  # as `with_image_row` makes the row of the embedding
             value = _joined(value, mean.expand(-1, rows - value.shape[1]))
-        yield peft_names.peft_name(name, is_whole_model=is_whole_model), value.contiguous()
+        yield peft_names.peft_name(name, modules), value.contiguous()
+
+
+def _modules(trained: Trained, base: Path | None) -> peft_names.Modules | None:
+    """The modules of the whole model that the adapter is over; None: it is over the language model alone."""
+    if base is None and trained.model.layout is None:
+        return None
+    return peft_names.SQUARES if trained.facts.image.fit.grid is None else peft_names.NATIVE
+
+
+def _taken(trained: Trained, base: Path | None) -> list[str]:
+    """The weights of the checkpoint that go into the adapter."""
+    if _is_over_published(trained, base):
+        return sorted(trained.names)
+    return sorted(name for name in trained.names if MARK in name and name.startswith("language."))
 
 
 def _joined(left: Tensor, right: Tensor) -> Tensor:
@@ -155,7 +161,9 @@ def write_adapter(trained: Trained, directory: Path, base: Path | None) -> None:
     from safetensors.torch import save_file
 
     tensors = dict(adapter_tensors(trained, base=base))
-    modules = {name.removeprefix(peft_names.ROOT).partition(MARK)[0] for name in tensors if MARK in name}
+    adapted = _adapted(trained, base)
+    modules = sorted(module for part in adapted.values() for module in part)
+    saved = sorted({peft_names.saved_module(name) for name in tensors if MARK not in name})
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     tuning: Any = trained.config.tune.language
     config = LoraConfig(
@@ -163,19 +171,29 @@ def write_adapter(trained: Trained, directory: Path, base: Path | None) -> None:
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
         use_dora=tuning.dora,
-        target_modules=sorted(modules),
+        target_modules=modules,
         bias="none",
         task_type="CAUSAL_LM",
         inference_mode=True,
         base_model_name_or_path=_base_name(trained, base),
-        modules_to_save=[peft_names.PROJECTOR] if any(MARK not in name for name in tensors) else None,
-        **_patterns(trained, modules),
+        modules_to_save=saved or None,
+        **_patterns(trained, adapted),
     )
-    config.target_modules = sorted(modules)  # peft keeps a set, whose order differs from process to process
+    config.target_modules = modules  # peft keeps a set, whose order differs from process to process
     config.save_pretrained(directory)
 
 
-def _patterns(trained: Trained, modules: set[str]) -> dict[str, dict[str, Any]]:
+def _adapted(trained: Trained, base: Path | None) -> dict[str, set[str]]:
+    """The modules that have an adapter, as peft finds them, by our part."""
+    found: dict[str, set[str]] = {}
+    for name in _taken(trained, base):
+        if MARK in name:
+            module = peft_names.peft_name(name, _modules(trained, base)).removeprefix(peft_names.ROOT)
+            found.setdefault(name.partition(".")[0], set()).add(module.partition(MARK)[0])
+    return found
+
+
+def _patterns(trained: Trained, adapted: dict[str, set[str]]) -> dict[str, dict[str, Any]]:
     """Rank and alpha of the modules of other parts than the language model.
 
     Raises:
@@ -186,9 +204,9 @@ def _patterns(trained: Trained, modules: set[str]) -> dict[str, dict[str, Any]]:
     tune = trained.config.tune
     ranks: dict[str, Any] = {}
     alphas: dict[str, Any] = {}
-    for part, prefix in peft_names.PARTS.items():
-        tuning, inside = getattr(tune, part), sorted(name for name in modules if name.startswith(prefix))
-        if part == "language" or not inside or not isinstance(tuning, Lora):
+    for part, modules in sorted(adapted.items()):
+        tuning, inside = getattr(tune, part), sorted(modules)
+        if part == "language" or not isinstance(tuning, Lora):
             continue
         if tuning.dora != getattr(tune.language, "dora", False):
             raise InputError(
@@ -198,6 +216,13 @@ def _patterns(trained: Trained, modules: set[str]) -> dict[str, dict[str, Any]]:
         ranks |= dict.fromkeys(inside, tuning.rank)
         alphas |= dict.fromkeys(inside, tuning.alpha)
     return {"rank_pattern": ranks, "alpha_pattern": alphas}
+
+
+def _family(trained: Trained) -> str:
+    """`model_type` of the whole model: the published one, or what a bundle of ours would be."""
+    from models.opening import open_config
+
+    return "llava" if trained.model.layout is None else str(open_config(trained.model.layout).model_type)
 
 
 def _base_name(trained: Trained, base: Path | None) -> str:

@@ -2,6 +2,7 @@
 
     golden set --tower, projector, embedding--> inputs of layer 0
     layer n: run --> linear layers' inputs --GPTQ--> weights on the grid; run again with them --> inputs of layer n + 1
+                     + features of the image between the first layers, where the family has them (DeepStack)
 
 So each layer also makes up for the errors of those before it. Owns the order; `tools.export.gptq` owns the arithmetic.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,7 +53,7 @@ def calibrate(
         chosen: full names of the linear layers to quantize; None: all of the decoder layers'.
 
     Raises:
-        InputError: a layer does not get what the one before it gave, with the same mask.
+        InputError: the layers have several masks.
     """
     _check(model)
     layers = model.get_decoder().layers
@@ -60,33 +62,57 @@ def calibrate(
     stream(model, fetch, device, by_hand=units)
     inputs = [_with_answer(model, processor, probe, device) for probe in probes]
     flowing = _first_inputs(model, layers[0], inputs)
-    for (name, unit), layer in zip(tqdm(units.items(), desc="calibrate", unit="layer"), layers, strict=True):
+    named = tqdm(units.items(), desc="calibrate", unit="layer")
+    for place, ((name, unit), layer) in enumerate(zip(named, layers, strict=True)):
         unit.load()
         linears = {f"{name}.{inner}": each for inner, each in layer.named_modules() if type(each) is nn.Linear}
         linears = {name: each for name, each in linears.items() if chosen is None or name in chosen}
         with _measuring(linears) as hessians:
-            for hidden, more in flowing:
-                layer(hidden, **more)
+            for each in flowing:
+                each.through(layer)
         for full_name, linear in linears.items():
             weight, hessian = linear.weight.data, hessians[full_name]
             found = gptq(weight, hessian, grid.scales(weight), grid)
             keep(full_name, weight, found, hessian.relative_error(weight, found))
             linear.weight.data = found
-        flowing = [(_states(layer(hidden, **more)), more) for hidden, more in flowing]
+        flowing = [each.behind(place, each.through(layer)) for each in flowing]
         unit.free()
 
 
 def _check(model: Any) -> None:
-    """Raise InputError where layers are not run one after another on hidden states and one mask alone."""
+    """Raise InputError where layers do not all have the same mask."""
     kinds = set(getattr(model.config.text_config, "layer_types", None) or ())
-    why = f"its layers mix {' and '.join(sorted(kinds))}" if len(kinds) > 1 else ""
-    if getattr(model.config.vision_config, "deepstack_visual_indexes", None):
-        why = "features of the image are added between its layers (DeepStack)"
-    if why:
+    if len(kinds) > 1:
         raise InputError(
-            f"{type(model).__name__}: {why}, which GPTQ does not follow; `sightline quantize --to nf4` without"
-            " --calibrate can"
+            f"{type(model).__name__}: its layers mix {' and '.join(sorted(kinds))}, which GPTQ does not follow;"
+            " `sightline quantize --to nf4` without --calibrate can"
         )
+
+
+@dataclass(frozen=True)
+class Flowing:
+    """What a decoder layer gets of one prompt: hidden states [1, L, D], and everything else by its name."""
+
+    hidden: Tensor
+    more: dict[str, Any]
+    is_image: Tensor | None = None
+    """[1, L]: the image's tokens."""
+    levels: tuple[Tensor, ...] = ()
+    """Features [I, D] that are added to the image's tokens behind the first layers."""
+
+    def through(self, layer: nn.Module) -> Tensor:
+        """The hidden states that a layer makes; some classes return them in a tuple."""
+        output: Any = layer(self.hidden, **self.more)
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        return states
+
+    def behind(self, place: int, hidden: Tensor) -> Flowing:
+        """What the layer behind the `place`-th gets of that one's hidden states."""
+        if place < len(self.levels):
+            assert self.is_image is not None
+            hidden = hidden.clone()
+            hidden[self.is_image] += self.levels[place].to(hidden)
+        return replace(self, hidden=hidden)
 
 
 def _with_answer(model: Any, processor: Any, probe: Probe, device: torch.device) -> dict[str, Tensor]:
@@ -99,17 +125,26 @@ def _with_answer(model: Any, processor: Any, probe: Probe, device: torch.device)
     return each | token_types(model, each["input_ids"])
 
 
-def _first_inputs(model: Any, first: nn.Module, inputs: list[dict[str, Tensor]]) -> list[tuple[Tensor, dict[str, Any]]]:
-    """What the first decoder layer gets for each prompt: hidden states, and everything else by its name."""
-    found: list[tuple[Tensor, dict[str, Any]]] = []
+def _first_inputs(model: Any, first: nn.Module, inputs: list[dict[str, Tensor]]) -> list[Flowing]:
+    """What the first decoder layer gets for each prompt, and what the decoder will add behind it."""
+    found: list[Flowing] = []
+    between: dict[str, Any] = {}
+
+    def entered(_: nn.Module, args: tuple[Any, ...], more: dict[str, Any]) -> None:
+        del args
+        levels = more.get("deepstack_visual_embeds") or ()  # as Qwen3-VL's decoder calls them
+        between.update(is_image=more.get("visual_pos_masks"), levels=tuple(levels))
 
     def reached(_: nn.Module, args: tuple[Any, ...], more: dict[str, Any]) -> None:
         more = dict(more)
         hidden = args[0] if args else more.pop("hidden_states")
-        found.append((hidden, more))
+        found.append(Flowing(hidden, more, **between))
         raise _ReachedError
 
-    handle = first.register_forward_pre_hook(reached, with_kwargs=True)
+    handles = [
+        model.get_decoder().register_forward_pre_hook(entered, with_kwargs=True),
+        first.register_forward_pre_hook(reached, with_kwargs=True),
+    ]
     try:
         for each in inputs:
             try:
@@ -117,7 +152,8 @@ def _first_inputs(model: Any, first: nn.Module, inputs: list[dict[str, Tensor]])
             except _ReachedError:
                 continue
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return found
 
 
@@ -135,9 +171,3 @@ def _measuring(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Hessian]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _states(output: Any) -> Tensor:
-    """Hidden states of a decoder layer's output; some classes return them in a tuple."""
-    states: Tensor = output[0] if isinstance(output, tuple) else output
-    return states

@@ -54,9 +54,18 @@ llama-mtmd-cli -m model.gguf --mmproj mmproj.gguf --image IMAGE -p QUESTION
 
 
 def write_card(
-    directory: Path, format_name: str, recipe: Mapping[str, Any], parity: Parity, options: ExportOptions
+    directory: Path,
+    format_name: str,
+    recipe: Mapping[str, Any],
+    parity: Parity,
+    options: ExportOptions,
+    *,
+    family: str,
 ) -> None:
     """Write README.md.
+
+    Args:
+        family: `model_type` of the whole model, which the hub is searched by.
 
     Raises:
         InputError: the file of figures is not what `eval.run` writes.
@@ -64,10 +73,10 @@ def write_card(
     recipe = without_paths(recipe)
     stage = recipe.get("stages", {}).get(recipe.get("stage"), {})
     blocks = [
-        _front_matter(format_name, recipe, options.licence),
+        _front_matter(format_name, recipe, options.licence, family),
         f"# {recipe['name']}\n\nA vision-language model, trained with Sightline in the stage `{recipe.get('stage')}`"
         f" and exported as `{format_name}`.",
-        f"## Opening it\n\n{OPENING[format_name]}",
+        f"## Opening it\n\n{OPENING[format_name]}{_needs(format_name, family)}",
         "## Recipe\n\n" + _table(("part", "value"), _recipe_rows(recipe, stage)),
         "## Data\n\n" + _table(("source", "weight"), _data_rows(stage)),
         "## Figures\n\n" + _figures(options.figures),
@@ -79,14 +88,23 @@ def write_card(
     write_text(directory / "README.md", "\n\n".join(blocks) + "\n")
 
 
-def _front_matter(format_name: str, recipe: Mapping[str, Any], licence: str) -> str:
+def _needs(format_name: str, family: str) -> str:
+    """A word about the processor of a family that knows videos as well."""
+    from models.opening import needs_torchvision
+
+    if format_name in ("adapter", "gguf") or not needs_torchvision(family):
+        return ""
+    return "\nIts processor knows videos as well, so `AutoProcessor` needs torchvision (`pip install torchvision`).\n"
+
+
+def _front_matter(format_name: str, recipe: Mapping[str, Any], licence: str, family: str) -> str:
     bases = [path for path in _paths(recipe) if path.count("/") == 1]  # names of the hub
     lines = ["---", f"license: {licence}"]
     if licence == "other":
         lines.append("license_name: to-be-stated")
     lines += [f"library_name: {LIBRARIES.get(format_name, 'transformers')}", "pipeline_tag: image-text-to-text"]
     lines += ["base_model:", *(f"- {base}" for base in bases)] if bases else []
-    lines += ["tags:", "- sightline", "- llava", "---"]
+    lines += ["tags:", "- sightline", f"- {family}", "---"]
     return "\n".join(lines)
 
 

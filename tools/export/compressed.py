@@ -4,7 +4,7 @@
     --budget: the worst layers stay in 16 bit until the logits are within it
     OUT, compared with the bundle; transformers (with compressed-tensors) and vLLM open it
 
-Tower, projector, embedding and head stay as they are.
+Tower, projector, embedding and head stay as they are, and what config.json says of them.
 """
 
 from __future__ import annotations
@@ -91,13 +91,12 @@ class Compression:
         import torch
 
         from models.common.sharded import ShardedWriter, TensorFiles
-        from models.export import names_in_file
         from models.opening import open_config, open_processor
         from tools.export.calibrate import calibrate
         from tools.export.gptq import IntegerGrid
         from tools.export.packed import BITS, group_size, layers_to_pack, pack, scheme
         from tools.export.parity import device_of_this_machine
-        from tools.export.stock import FromFiles, skeleton
+        from tools.export.stock import FromFiles, name_in_files, skeleton
 
         config, device, files = open_config(bundle), device_of_this_machine(), TensorFiles.open(bundle)
         model = skeleton(config)
@@ -109,7 +108,8 @@ class Compression:
 
         def keep(name: str, weight: Tensor, found: Tensor, error: float) -> None:
             errors[name] = error
-            for leaf, value in pack(names_in_file(f"{name}.weight")[0], found, grid.scales(weight), packing).items():
+            in_file = name_in_files(files, f"{name}.weight")
+            for leaf, value in pack(in_file, found, grid.scales(weight), packing).items():
                 writer.add(leaf, value.cpu())
 
         fetch = FromFiles(files, device)
@@ -144,7 +144,8 @@ class Compression:
         limits = Limits(self.options.force, self.options.memory_gb)
         refusal = f"{out}: too far from {self.bundle}"
         made = finish(directory, probes, parity, refusal, limits, layers=layers, **facts)
-        write_card(directory, self.precision, manifest.recipe, made.parity, self.options)
+        family = self.config.model_type
+        write_card(directory, self.precision, manifest.recipe, made.parity, self.options, family=family)
         sizes = f"{weight_bytes(directory) / 1e6:.1f} MB of weights (was {weight_bytes(self.bundle) / 1e6:.1f})"
         worst = max(self.errors.values())
         return (
@@ -175,13 +176,12 @@ class Compression:
 
     def _trial(self, whole: set[str]) -> Reading:
         """Run the golden set through the packed model with these layers in 16 bit."""
-        from models.export import names_in_file
         from models.opening import open_processor
         from tools.export.parity import read_stock
-        from tools.export.stock import FromFiles, FromPacked, skeleton
+        from tools.export.stock import FromFiles, FromPacked, name_in_files, skeleton
         from tools.export.streamed import stream
 
-        kept = {names_in_file(f"{name}.weight")[0] for name in whole}
+        kept = {name_in_files(self.files, f"{name}.weight") for name in whole}
         plain = FromFiles(self.files, self.device)
         fetch = FromPacked(self.packed, self._settings(whole), plain, self.device, kept)
         model = stream(skeleton(self.config), fetch, self.device)
@@ -194,13 +194,13 @@ class Compression:
 
     def _write_files(self, directory: Path, whole: set[str]) -> None:
         """The packed layers, everything else as it is in the bundle, and the documents."""
-        from models.bundle_files import save_config
+        from models.bundle_files import copy_config
         from models.common.sharded import ShardedWriter
-        from models.export import names_in_file
         from tools.export.packed import LEAVES
-        from tools.export.published import copy_documents, projector_pair, stock_tensors
+        from tools.export.published import as_pair, copy_documents, projector_pair, stock_tensors
+        from tools.export.stock import name_in_files
 
-        chosen = {names_in_file(f"{name}.weight")[0] for name in self.errors if name not in whole}
+        chosen = {name_in_files(self.files, f"{name}.weight") for name in self.errors if name not in whole}
         pair, writer = projector_pair(self.files, self.config), ShardedWriter(directory)
         for name, value in stock_tensors(self.files, pair):
             if name not in chosen:
@@ -211,8 +211,5 @@ class Compression:
                     f"{name.removesuffix('weight')}{leaf}", self.packed.read(f"{name.removesuffix('weight')}{leaf}")
                 )
         writer.close()
-        if pair is not None:
-            self.config.projector_hidden_act = "gelu"
-        self.config.quantization_config = self._settings(whole)
-        save_config(self.config, directory)
+        copy_config(self.bundle, directory, {**as_pair(pair), "quantization_config": self._settings(whole)})
         copy_documents(self.bundle, directory)

@@ -27,18 +27,18 @@ class Format(NamedTuple):
     takes: Literal["run", "bundle"]
     purpose: str
     has_native: bool = True
-    """Whether it holds a model of native resolution; what cannot hold one says so itself where it takes a run."""
+    """Whether it holds a model of native resolution."""
 
 
 FORMATS = {
     "adapter": Format("tools.export.adapter:export", "run", "what LoRA learnt, for peft and vLLM, over its base"),
     "stock": Format(
-        "tools.export.published:export", "bundle", "a directory for the hub: the whole model and a model card", False
+        "tools.export.published:export", "bundle", "a directory for the hub: the whole model and a model card"
     ),
     "w4a16": Format(
-        "tools.export.compressed:export_w4a16", "bundle", "4-bit weights by GPTQ, for vLLM and transformers", False
+        "tools.export.compressed:export_w4a16", "bundle", "4-bit weights by GPTQ, for vLLM and transformers"
     ),
-    "w8a16": Format("tools.export.compressed:export_w8a16", "bundle", "the same in 8 bits", False),
+    "w8a16": Format("tools.export.compressed:export_w8a16", "bundle", "the same in 8 bits"),
     "gguf": Format("tools.export.gguf_files:export", "bundle", "language model and image part for llama.cpp", False),
 }
 
@@ -82,6 +82,6 @@ def _check_family(bundle: Path, name: str) -> None:
     kind = str(read_json(bundle, "config.json").get("model_type"))
     if kind in NATIVE_FAMILIES:
         raise InputError(
-            f"{bundle}: {kind} is not written as {name}: its tower is not known there; the merged directory is in the"
-            " published layout, which transformers and vLLM open, and `tools.quantize --to nf4` makes it smaller"
+            f"{bundle}: {kind} is not written as {name}: its tower is not known there; --to stock writes it for the"
+            " hub, and --to w4a16 or `sightline quantize --to nf4` makes it smaller"
         )

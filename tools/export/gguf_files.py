@@ -66,7 +66,7 @@ def export(bundle: Path, out: Path, options: ExportOptions) -> str:
         parity = _compare(bundle, directory, options, manifest.precision)
         insist(parity, f"{out}: llama.cpp's answers differ from those of {bundle}", options.force)
         write_parity(directory, parity)
-        write_card(directory, "gguf", manifest.recipe, parity, options)
+        write_card(directory, "gguf", manifest.recipe, parity, options, family=config.model_type)
     return (
         f"{counts[0]} tensors of the language model, {counts[1]} of the image part; llama.cpp pads pictures that are"
         f" not square with the colour {PAD_COLOUR}, whatever training did"

@@ -6,29 +6,48 @@
         --> base_model.model.model.vision_tower.encoder.layers.0.mlp.fc1.lora_B.weight
     projector.linear_1.weight
         --> base_model.model.model.multi_modal_projector.linear_1.weight                    one of `modules_to_save`
+    projector.merger.mlp.0.weight
+        --> base_model.model.model.visual.merger.mlp.0.weight                               at native resolution
 
-Modules of a whole model have the names that transformers 5 gives Llava's; source: peft's `get_peft_model_state_dict`.
+Modules of a whole model have the names that transformers 5 gives Llava's and Qwen-VL's; source: peft's
+`get_peft_model_state_dict`.
 """
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 ROOT = "base_model.model."
-PROJECTOR = "multi_modal_projector"
-PARTS = {
-    "language": "model.language_model.",
-    "vision": "model.vision_tower.",
-    "projector": f"model.{PROJECTOR}.",
-}
-"""A part of ours -> where its modules are in a whole model."""
 
 
-def peft_name(name: str, *, is_whole_model: bool) -> str:
-    """A checkpoint's name of a weight -> its name in adapter_model.safetensors."""
+class Modules(NamedTuple):
+    """Where a whole model of transformers has the modules of a part of ours."""
+
+    language: str = "model.language_model."
+    vision: str = "model.vision_tower."
+    projector: str = "model.multi_modal_projector."
+
+
+SQUARES = Modules()
+NATIVE = Modules(vision="model.visual.", projector="model.visual.")
+
+_SAVED = re.compile(r"multi_modal_projector|visual\.merger|visual\.deepstack_merger_list\.\d+")
+"""A projector's modules that peft saves as they are: of a list each by itself, since a list computes nothing."""
+
+
+def peft_name(name: str, modules: Modules | None) -> str:
+    """A checkpoint's name of a weight -> its name in adapter_model.safetensors.
+
+    Args:
+        modules: those of the whole model that the adapter is over; None: it is over a language model.
+    """
     part, _, plain = name.partition(".")
     plain = plain.replace(".default.weight", ".weight").removesuffix(".default")
     plain = plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
-    if is_whole_model and (part == "projector" or plain.startswith("model.")):
-        plain = PARTS[part] + plain.removeprefix("model.")
+    if modules is not None and (part == "projector" or plain.startswith("model.")):
+        prefix: str = getattr(modules, part)
+        plain = prefix + plain.removeprefix("model.")
     return ROOT + plain
 
 
@@ -38,3 +57,10 @@ def is_saved(name: str) -> bool:
     The projector as a whole has one; `image_newline` is a parameter of the model, and peft saves modules.
     """
     return name.startswith("projector.") and not name.startswith("projector.newline.")
+
+
+def saved_module(peft_name: str) -> str:
+    """The word of `modules_to_save` for a weight of the projector, by its name in adapter_model.safetensors."""
+    found = _SAVED.search(peft_name)
+    assert found is not None, peft_name  # `is_saved`
+    return found[0]

@@ -3,7 +3,8 @@
     the bundle's files, a projector of one layer in the form that every program knows
     sightline.json without this machine's paths, README.md as a model card  --> huggingface_hub.upload_folder(OUT)
 
-Transformers 5 and 4.57 and vLLM open OUT; `sightline.load` does too. It is compared with the bundle.
+config.json keeps what it said, but of the machine that made it. Transformers 5 and 4.57 and vLLM open OUT;
+`sightline.load` does too. It is compared with the bundle.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ def export(bundle: Path, out: Path, options: ExportOptions) -> str:
         limits = Limits(options.force, options.memory_gb)
         refusal = f"{out}: it differs from {bundle}"
         made = finish(directory, probes, parity, refusal, limits, layers=manifest.layers, **facts)
-        write_card(directory, "stock", manifest.recipe, made.parity, options)
+        write_card(directory, "stock", manifest.recipe, made.parity, options, family=config.model_type)
     return f"{config.architectures[0]} for the hub{note}"
 
 
 def write_stock(bundle: Path, directory: Path, config: Any) -> str:
     """Write weights and documents; returns what a user should know about them, or ""."""
-    from models.bundle_files import save_config
+    from models.bundle_files import copy_config
     from models.common.sharded import ShardedWriter, TensorFiles
 
     files = TensorFiles.open(bundle)
@@ -66,10 +67,8 @@ def write_stock(bundle: Path, directory: Path, config: Any) -> str:
     for name, value in stock_tensors(files, pair):
         writer.add(name, value)
     writer.close()
-    if pair is not None:
-        config.projector_hidden_act = "gelu"
-    save_config(config, directory)
-    if config.projector_hidden_act == "linear":
+    copy_config(bundle, directory, as_pair(pair))
+    if pair is None and is_linear(config):
         widths = f"{config.vision_config.hidden_size} and {config.text_config.hidden_size}"
         return f"; vLLM refuses its projector of one layer (widths {widths}: a pair needs twice the first)"
     return ""
@@ -87,10 +86,20 @@ def projector_pair(files: TensorFiles, config: Any) -> dict[str, Tensor] | None:
     """A linear projector's weights as two layers with GELU between; None for others, or where it is too wide."""
     from models.projectors.linear import gelu_pair
 
-    if config.projector_hidden_act != "linear":
+    if not is_linear(config):
         return None
     weight, bias = (files.read(f"{PROJECTOR}.linear_1.{leaf}") for leaf in ("weight", "bias"))
     return gelu_pair(weight, bias)
+
+
+def is_linear(config: Any) -> bool:
+    """Whether a model has a projector, and that of one layer."""
+    return getattr(config, "projector_hidden_act", None) == "linear"
+
+
+def as_pair(pair: dict[str, Tensor] | None) -> dict[str, Any]:
+    """What config.json says of a `projector_pair`."""
+    return {} if pair is None else {"projector_hidden_act": "gelu"}
 
 
 def stock_tensors(files: TensorFiles, pair: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:

@@ -26,6 +26,11 @@ TUNED: dict[str, tuple[str, dict[str, Any]]] = {
         "llava_onevision",
         {part: {**each, "dora": True} for part, each in (("language", LORA), ("projector", LORA), ("vision", VISION))},
     ),
+    "tower and merger of native resolution": (
+        "qwen2_5_vl",
+        {"language": LORA, "projector": {**LORA, "rank": 3}, "vision": {**LORA, "rank": 2, "alpha": 6}},
+    ),
+    "its mergers in full": ("qwen3_vl", {"language": LORA, "projector": FULL, "vision": {**LORA, "rank": 2}}),
 }
 
 
@@ -47,7 +52,7 @@ def test_peft_over_the_published_model_gives_the_merged_models_answers(tmp_path:
 
     from models.opening import open_processor
     from tools.export.golden import Probe
-    from tools.export.parity import stock_inputs
+    from tools.export.parity import stock_inputs, token_types
 
     recipe = finished(tmp_path, *TUNED[tuned])
     assert run_cli(merge, [recipe["run"], str(tmp_path / "merged"), "--probes", "1"]) == 0
@@ -61,6 +66,7 @@ def test_peft_over_the_published_model_gives_the_merged_models_answers(tmp_path:
     )
     adapted = PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval()
     inputs = stock_inputs(open_processor(tmp_path / "published"), Probe(image(), "What is it?", "It."))
+    inputs |= token_types(merged, inputs["input_ids"])
     with torch.no_grad():
         expected, found, before = (model(**inputs).logits for model in (merged, adapted, other))
     assert (before - expected).abs().max() > 0.1, "something was learnt"

@@ -107,18 +107,13 @@ def test_untrained_every_tensor_comes_back(tmp_path: Path, family: str, dtype: t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "refusal"), [("llava_next", ""), ("qwen2_5_vl", ""), ("qwen3_vl", "(DeepStack)")])
-def test_calibration_reads_the_family_or_says_why_not(
-    tmp_path: Path, family: str, refusal: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "qwen3_vl"])
+def test_calibration_reads_the_family(tmp_path: Path, family: str) -> None:
     recipe = recipe_over(tmp_path, make_published(tmp_path / "published", family))
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     assert run_cli(merge, [str(tmp_path / "recipe.json"), "--untrained", "--out", str(tmp_path / "merged")]) == 0
     words = [str(tmp_path / "merged"), str(tmp_path / "small"), "--calibrate", "--probes", "3", "--force"]
-    assert run_cli(quantize, words) == (2 if refusal else 0)
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert not refusal or (error.startswith("error: Qwen3VL") and refusal in error)
-    assert (tmp_path / "small").exists() != bool(refusal)
+    assert run_cli(quantize, words) == 0
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 
