@@ -55,6 +55,9 @@ UNREADABLE_EXTENSIONS = frozenset(name for kind in _ADVICE for name in _NAMES[ki
 IMAGE_EXTENSIONS = frozenset(name for names in _NAMES.values() for name in names) - UNREADABLE_EXTENSIONS
 """Endings of images that can be read; HEIC with pillow-heif."""
 
+VIDEO_EXTENSIONS = frozenset(("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "wmv", "flv", "3gp"))
+"""Endings of videos, which are refused by name."""
+
 _HEIC = b"heic heix heim heis hevc hevx hevm hevs mif1 msf1"
 
 

@@ -8,6 +8,8 @@ Owns the accepted layouts of a sample and LLaVA's placing of the image tag. Does
                                       {"messages": [{"role": …, "content": …}, …]} or {"prompt": …, "text": …}; other
                                       keys are ignored
     KEY.txt                           a caption, read where no such JSON is there
+
+A video, as a file or in the JSON, is refused: a sample has images and text.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any, Literal
 from data_pipeline.image_kinds import (
     IMAGE_EXTENSIONS,
     UNREADABLE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
     advice_by_ending,
     cannot_be_read,
     image_kind,
@@ -41,8 +44,17 @@ _ROLES: Mapping[str, Role] = {
 }
 _IMAGE = re.compile(r"^(?:([0-9]+)\.)?([a-z0-9]+)$")
 _TEXTS = ("json", "txt")
+VIDEO_FIELDS = ("video", "videos")
+"""Keys under which the field's formats name a sample's videos."""
+
 _COMPRESSED = ("gz", "bz2", "xz", "zst")
 """Endings of members that nobody decompresses: `KEY.jpg.gz` is an image that is not read."""
+
+
+NO_VIDEO = (
+    "a video, which is not read: put frames of it in as images (KEY.0.jpg, KEY.1.jpg, …), or leave the sample out"
+)
+"""What is said of a sample that has one."""
 
 
 class RecordError(InputError):
@@ -100,6 +112,8 @@ def _tagged(turns: tuple[Turn, ...], num_images: int) -> tuple[Turn, ...]:
 
 def images_problem(heads: Mapping[str, bytes]) -> str:
     """Why a sample's images cannot all be used, by their names and first 32 bytes; empty where they can."""
+    if videos := [extension for extension in heads if extension.rsplit(".", 1)[-1] in VIDEO_EXTENSIONS]:
+        return f"{videos[0]} is {NO_VIDEO}"
     images = image_extensions(heads)
     for extension in images:
         if reason := cannot_be_read(heads[extension], heic=has_heic()):
@@ -143,6 +157,8 @@ def _is_picture(extension: str, content: bytes) -> bool:
 
 def _turns(files: Mapping[str, bytes], num_images: int) -> tuple[Turn, ...]:
     content = _json(files["json"]) if "json" in files else {}
+    if named := next((key for key in VIDEO_FIELDS if content.get(key)), None):
+        raise RecordError(f"`{named}` of the JSON names {NO_VIDEO}")
     chat = content.get("conversations", content.get("messages"))
     if chat is not None:
         return parse_conversation(chat)
@@ -192,9 +208,16 @@ def _turn(item: object) -> Turn:
         raise RecordError("a turn is not an object with `from` and `value`")
     role = _ROLES.get(str(item.get("from", item.get("role"))))
     text = item.get("value", item.get("content"))
+    if isinstance(text, list) and any(_is_video(part) for part in text):
+        raise RecordError(f"a turn holds {NO_VIDEO}")
     if role is None or not isinstance(text, str):
         raise RecordError(f"a turn by {item.get('from', item.get('role'))!r} without text; known: {', '.join(_ROLES)}")
     return Turn(role, place_image_tag(text))
+
+
+def _is_video(part: object) -> bool:
+    """Whether a part of a message's content is one, as transformers and OpenAI's clients write it."""
+    return isinstance(part, dict) and str(part.get("type", "")).startswith("video")
 
 
 def place_image_tag(text: str) -> str:

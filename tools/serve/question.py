@@ -14,7 +14,7 @@ from eval.prompts import PromptTooLongError
 from eval.query import Place
 from models.common.errors import InputError
 from tools.serve.errors import ApiError, invalid
-from tools.serve.wire import ImagePart, Message, TextPart
+from tools.serve.wire import ImagePart, Message, TextPart, VideoPart
 
 _BASE64_CHARACTERS = MAX_BYTES * 4 // 3 + 4
 
@@ -36,7 +36,7 @@ def of_messages(messages: Sequence[Message]) -> Question:
     """The question that a list of OpenAI's messages asks; every picture keeps its place.
 
     Raises:
-        ApiError: a turn without text, a picture outside of the user's turns, or one that is not base64.
+        ApiError: a turn without text, a picture outside of the user's turns, one that is not base64, or a video.
     """
     turns: list[Turn] = []
     pictures: list[bytes | str] = []
@@ -47,6 +47,10 @@ def of_messages(messages: Sequence[Message]) -> Question:
             if isinstance(part, TextPart):
                 text += part.text
                 continue
+            if isinstance(part, VideoPart):
+                raise invalid(
+                    f"messages.{number}: videos are not read; send frames as image_url", "messages", part.type
+                )
             if message.role != "user":
                 raise invalid(f"messages.{number}: only the user's messages hold pictures", "messages")
             places.append(Place(number, len(text)))
@@ -57,7 +61,7 @@ def of_messages(messages: Sequence[Message]) -> Question:
     return Question(tuple(turns), tuple(pictures), tuple(places))
 
 
-def _parts(message: Message) -> Sequence[TextPart | ImagePart]:
+def _parts(message: Message) -> Sequence[TextPart | ImagePart | VideoPart]:
     if message.content is None:
         return ()
     if isinstance(message.content, str):

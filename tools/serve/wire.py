@@ -78,7 +78,13 @@ class ImagePart(Wire):
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class VideoPart(Wire):
+    """A video of a message, as other servers take it; it is refused by name."""
+
+    type: Literal["video", "video_url"]
+
+
+Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 
 class Message(Wire):

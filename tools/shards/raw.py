@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.image_kinds import IMAGE_EXTENSIONS, UNREADABLE_EXTENSIONS, image_kind
+from data_pipeline.record import NO_VIDEO, VIDEO_FIELDS
 from models.common.errors import InputError
 from tools.shards.tables import CAPTION_FIELDS, CHAT_FIELDS, IMAGE_FIELDS, Row, read_rows, read_text
 
@@ -66,6 +67,8 @@ def _llava_sample(row: Mapping[str, Any], where: str, folder: Path | None) -> Ra
     chat = next((row[name] for name in CHAT_FIELDS if row.get(name) is not None), None)
     if chat is None:
         raise InputError(f"{where} has no `conversations`; this is not LLaVA's format")
+    if video := next((name for name in VIDEO_FIELDS if row.get(name)), None):
+        raise InputError(f"{where}: `{video}` names {NO_VIDEO}")
     image, images = row.get("image"), row.get("images")
     if image and images and images not in (image, [image]):
         raise InputError(f"{where} has both `image` and `images`, which differ: keep one")

@@ -123,6 +123,11 @@ def test_a_picture_that_cannot_be_read_is_refused(client: openai.OpenAI, name: s
     assert "root:" not in str(refused.value)
 
 
+def test_a_video_is_refused_by_name(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="videos are not read; send frames as image_url"):
+        complete(client, {"type": "video_url", "video_url": {"url": "https://example.org/x.mp4"}}, QUESTION)
+
+
 def test_too_many_pixels_are_refused_from_the_header(client: openai.OpenAI, server: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="pixels"):
         complete(client, picture_part(large_header()), QUESTION)
