@@ -13,17 +13,20 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipeline.config import ChatmlTemplate, ModelTemplate
+from data_pipeline.augment import Augmenter
+from data_pipeline.config import ChatmlTemplate, ImageAugment, ModelTemplate
 from data_pipeline.encode import Encoder, ImageHandling
 from data_pipeline.record import Record, Turn
 from data_pipeline.templates import build_template
 from data_pipeline.tiles import fit_image, fit_to_budget, joined_patches
 from data_pipeline.tokens import Tokens
 from models.common.errors import InputError
+from models.patches import attention_pairs, rope_positions
 from models.spec import CLIP_MEAN, CLIP_STD, ImageSpec, NativeImage, PatchGrid
 from tests.data_pipeline.test_build import config, folder, open_rank
 from tests.support.native import NATIVE, SPECIALS, native_processor
 from tests.support.paths import DATA, needs_data
+from tests.support.samples import ref
 
 __all__ = ["folder"]
 
@@ -133,7 +136,14 @@ def real_tokenizer() -> Any:
 @needs_data
 @pytest.mark.parametrize("family", NATIVE)
 @pytest.mark.parametrize(
-    "question", ["<image>\nWhat is it?", "<image>and<image>\n, which?", "No picture, héllo 世界", "Say <|image_pad|>."]
+    "question",
+    [
+        "<image>\nWhat is it?",
+        "<image>and<image>\n, which?",
+        "No picture, héllo 世界",
+        "Say <|image_pad|>.",
+        "<|vision_start|><|video_pad|><|vision_end|>What happens?",  # no video: text that is spelled so
+    ],
 )
 def test_prompts_are_those_of_the_stock_processor(real_tokenizer: Any, family: str, question: str) -> None:
     processor = native_processor(family, real_tokenizer)
@@ -152,7 +162,7 @@ def test_prompts_are_those_of_the_stock_processor(real_tokenizer: Any, family: s
         shown = text.removeprefix("\n") if place else text
         parts += [{"type": "text", "text": shown}] if shown else []
     messages = [{"role": "user", "content": parts}]
-    guard = {"sanitize_control_tokens": True} if token in question else {}
+    guard = {"sanitize_control_tokens": True} if "_pad|>" in question else {}
     expected = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, **guard
     )
@@ -163,6 +173,36 @@ def test_prompts_are_those_of_the_stock_processor(real_tokenizer: Any, family: s
     assert found.labels[: len(prompt)].tolist() == [-100] * len(prompt)
     if images:
         assert torch.equal(normalised(found.tiles, image), expected["pixel_values"])
+
+
+def test_what_augmentation_leaves_is_what_the_grid_says() -> None:
+    """Pixels, grids and tokens are those of the stock processor for the image as it was cut, mirrored and tinted."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    processor = native_processor("qwen3_vl")
+    processor.tokenizer.chat_template = processor.chat_template
+    tokens = Tokens.of(processor.tokenizer, "<|image_pad|>")
+    image, drawn = spec(4, fewest=4, most=64), [noise(97, 41), noise(30, 120)]
+    assert image.fit.grid is not None
+    bounds = {"shortest_edge": image.fit.min_pixels, "longest_edge": image.fit.max_pixels}
+    stock = Qwen2VLImageProcessorPil(patch_size=4, size=bounds)
+    augmenter = Augmenter(ImageAugment(crop_area=(0.2, 0.9), colour=0.2, flip=0.5), 0)
+    template = build_template(ModelTemplate(), tokens)
+    encoder = Encoder([], template, tokens, image, 4096, ImageHandling(augmenter=augmenter))
+    turns = (Turn("user", "<image>and<image>\n, which?"), Turn("assistant", "A circle."))
+    record, seen = Record(tuple(png(each) for each in drawn), turns), set()
+    for n in range(8):
+        found = encoder.encode_record(record, ref(n))
+        expected = stock([augmenter(each, ref(n), place) for place, each in enumerate(drawn)], return_tensors="pt")
+        grids = expected["image_grid_thw"][:, 1:].tolist()
+        assert torch.equal(normalised(found.tiles, image), expected["pixel_values"])
+        assert [(height // 4, width // 4) for height, width in found.image_sizes] == [tuple(grid) for grid in grids]
+        is_image = found.input_ids == tokens.image_token_id
+        assert np.count_nonzero(is_image) == sum(rows * columns for rows, columns in grids) // 4
+        assert found.patch_pairs == attention_pairs(image.fit.grid, found.image_sizes)
+        rope_positions(is_image, found.image_sizes, image.fit.grid)  # raises where tokens and grid differ
+        seen.add(found.image_sizes)
+    assert len(seen) > 4, "cuts change the grid"
 
 
 def png(image: Image.Image) -> bytes:

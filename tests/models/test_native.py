@@ -270,9 +270,10 @@ def test_its_cost_follows_from_patches(pair: Pair) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_it_computes_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", NATIVE[1:])
+def test_compiled_it_computes_the_same(tmp_path: Path, family: str) -> None:
     """DeepStack's features are added between layers that are compiled, whatever the batch's lengths."""
-    compiled = Pair(tmp_path, "qwen3_vl")
+    compiled = Pair(tmp_path, family)
     batches = [collate([row], compiled.facts.text) for row in (tuple(compiled.samples), tuple(compiled.samples[:2]))]
     plain = [compiled.together(batch) for batch in batches]
     compiled.vlm.decoder.compile(backend="aot_eager")
