@@ -12,17 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from sightline_packages import PACKAGES, clash
+from sightline_packages import clash
 from tests.support.backbones import tiny_recipe, write_recipe
 from tests.support.bundles import image
-from tests.support.installed import fresh_environment
+from tests.support.installed import copy_sources, fresh_environment
 from tests.support.pages import PAGE_TOKENS, answer_of_page
 from tests.support.paths import REPOSITORY
 from tests.support.shards import write_set
 from trainer.config.recipe import load_recipe
 from trainer.config.shipped import find_recipe, shipped
-
-FILES = (*PACKAGES, "ds_configs", "recipes", "setup.py", "pyproject.toml", "sightline.py", "sightline_packages.py")
 
 
 def run(folder: Path, *words: str, path: Path | str = REPOSITORY) -> subprocess.CompletedProcess[str]:
@@ -81,13 +79,7 @@ def test_shipped_recipes_are_found_from_any_directory_and_own_ones_come_first(
 
 @pytest.mark.slow
 def test_installed_it_has_its_files_and_its_commands_in_any_directory(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "site"
-    source.mkdir()
-    for name in FILES:
-        if (REPOSITORY / name).is_dir():
-            shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(REPOSITORY / name, source / name)
+    source, target = copy_sources(tmp_path / "source"), tmp_path / "site"
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
     done = run(tmp_path, *pip, "--target", str(target), str(source))
     assert done.returncode == 0, done.stderr
