@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -109,12 +110,13 @@ def _rate(work: Answers, asked: Sequence[Query]) -> Callable[[], float]:
 
 
 def _peer(bundle: Path, device: str, num_tokens: int) -> tuple[str, Answers]:
+    if find_spec("lmms_eval") is None:
+        name = "transformers as llava_hf calls it (lmms-eval is not installed)"
+        return name, _like_llava_hf(bundle, device, num_tokens)
     try:
         from lmms_eval.models.chat.llava_hf import LlavaHf
-    except ImportError:
-        return "transformers as llava_hf calls it (lmms-eval is not installed)", _like_llava_hf(
-            bundle, device, num_tokens
-        )
+    except ImportError as error:
+        raise InputError(f"lmms-eval's llava_hf can't be loaded: {error}; `make lmms` makes an environment") from None
     model: Any = LlavaHf(pretrained=str(bundle), device=device, device_map=device, batch_size=1)
     options = {"max_new_tokens": num_tokens, "temperature": 0, "do_sample": False, "num_beams": 1, "until": ["\n\n"]}
 
