@@ -158,13 +158,13 @@ environments: $(READY)
 
 # lmms-eval with its own tasks, in an environment of its own, asks a bundle through our entry point. lmms-eval 0.7.3 pins
 # wandb below what constraints.txt has, and brings a torchvision that a CPU's torch cannot load: neither is needed. It reaches
-# into a module of filelock that 4.3 has no more, and its llava_hf imports decord.
+# into a module of filelock that 4.3 has no more, and its llava_hf imports decord. bitsandbytes is for NF4 bundles.
 # WHEELS=DIR: a folder with a torch to take, such as a CPU's.
 lmms: $(READY)
 	rm -rf build/lmms && mkdir -p build && $(PYTHON) -m venv build/lmms
 	build/lmms/bin/python -m pip install --quiet $(if $(WHEELS),--find-links $(WHEELS)) \
 		torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)') 'lmms-eval>=0.7.3' 'transformers>=5.23,<6' \
-		'filelock<4.3' decord
+		'filelock<4.3' decord 'bitsandbytes>=0.50,<0.51'
 	build/lmms/bin/python -m pip uninstall --quiet --yes torchvision
 	build/lmms/bin/python -m pip install --quiet --no-deps .
 	SIGHTLINE_LMMS=$(CURDIR)/build/lmms/bin/python $(BIN)/python -m pytest -q -n0 tests/eval/test_lmms_end_to_end.py
