@@ -82,12 +82,15 @@ def _names(benchmark: Benchmark, names: Sequence[str]) -> str:
 
 
 def answer_in(entry: dict[str, Any], benchmark: Benchmark, names: Sequence[str], where: str) -> str:
-    """The answer of an entry as a text.
+    """The answer of an entry as a text; a cell that is empty, or null, is an empty answer.
 
     Raises:
-        InputError: it has none.
+        InputError: it has no such field.
     """
-    value = find(entry, _names(benchmark, names))
+    fields = _names(benchmark, names)
+    value = find(entry, fields)
+    if value is None and any(name in entry for name in fields.split("|")):
+        return ""
     if value is None:
         raise InputError(f"{where}: an entry has no answer ({' or '.join(names)}): {str(entry)[:100]}")
     return value if isinstance(value, str) else str(value)

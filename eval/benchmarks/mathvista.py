@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from eval.benchmarks.distance import edit_distance
 from eval.benchmarks.row import NOTHING, Parsed, Row
@@ -18,8 +19,9 @@ def parse(answer: str, row: Row) -> Parsed:
     A text that is no choice becomes the nearest one by edit distance, the first of equals: so a wrong text is always
     some choice, as officially.
     """
-    if "extraction" in row.fields:
-        extraction, how = answer, "exact"
+    kept = row.fields.get("extraction", answer)
+    if "extraction" in row.fields and (kept is None or str(kept) == answer):
+        extraction, how = kept, "exact"
     else:
         found = _SAID.search(answer)
         extraction, how = (found.group(1), "extracted") if found else (answer.strip(), "exact")
@@ -27,9 +29,10 @@ def parse(answer: str, row: Row) -> Parsed:
     return NOTHING if value is None else Parsed(value, "extracted" if how == "extracted" else "exact")
 
 
-def _normalised(extraction: str, row: Row) -> str | None:
+def _normalised(extraction: Any, row: Row) -> str | None:
+    """An extraction that a file holds may be a number, a list or null."""
     if row.fields.get("question_type") == "multi_choice":
-        return _choice(extraction.strip(), list(row.options.values()))
+        return _choice(str(extraction).strip(), list(row.options.values()))
     try:
         match row.fields.get("answer_type"):
             case "integer":
@@ -38,8 +41,8 @@ def _normalised(extraction: str, row: Row) -> str | None:
                 precision = row.fields.get("precision")
                 return str(round(float(extraction), None if precision is None else int(precision)))
             case _:
-                return extraction
-    except (ValueError, OverflowError):
+                return str(extraction)
+    except (ValueError, OverflowError, TypeError):
         return None
 
 

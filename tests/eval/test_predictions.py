@@ -146,6 +146,14 @@ def test_mm_vets_own_grades_have_the_scores_of_its_runs(tmp_path: Path) -> None:
     assert found == {"total/1": pytest.approx(45.0), "total/2": pytest.approx(40.0)}
 
 
+def test_an_empty_cell_is_an_empty_answer(questions: str, tmp_path: Path) -> None:
+    own = [{"question_id": 1, "category": "random", "prediction": None}, {**QUESTIONS[1], "prediction": ""}]
+    assert answers(questions, lines(tmp_path / "a.jsonl", own)) == ["", ""]
+    path = tmp_path / "table.tsv"
+    path.write_text("index\tquestion\tA\tB\tanswer\tprediction\n7\tWhich?\tx\ty\tB\t\n8\tWho?\ty\tx\tA\tA\n")
+    assert score("mmbench_dev", Sources((str(path),))).metrics["vanilla"] == 50.0
+
+
 @pytest.mark.slow
 def test_submissions_of_docvqa_coco_and_mmvet(tmp_path: Path) -> None:
     truth = tmp_path / "val.json"

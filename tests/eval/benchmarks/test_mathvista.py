@@ -29,6 +29,10 @@ CHOICE = {"question_type": "multi_choice", "answer_type": "text", "precision": N
         ("1.6", {"question_type": "free_form", "answer_type": "float", "precision": None}, "2"),
         ("1.249", {"question_type": "free_form", "answer_type": "float", "precision": 1.0}, "1.2"),
         ("[1, 2]", {"question_type": "free_form", "answer_type": "list"}, "[1, 2]"),
+        ("the response: 5", {**CHOICE, "extraction": None}, "135°"),
+        ("5", {"question_type": "free_form", "answer_type": "integer", "extraction": None}, None),
+        ("5.0", {"question_type": "free_form", "answer_type": "integer", "extraction": 5.0}, "5"),
+        ("[5]", {"question_type": "free_form", "answer_type": "integer", "extraction": [5]}, None),
     ],
 )
 def test_an_answer_takes_the_form_of_the_truth(answer: str, fields: dict[str, Any], value: str | None) -> None:
