@@ -60,15 +60,23 @@ def make_siglip(folder: Path, *, seed: int = 0) -> Path:
 
 
 def make_language(
-    folder: Path, kind: str = "llama", *, tied: bool = False, seed: int = 0, width: int = 32, num_layers: int = 2
+    folder: Path,
+    kind: str = "llama",
+    *,
+    tied: bool = False,
+    seed: int = 0,
+    width: int = 32,
+    num_layers: int = 2,
+    tokenizer: Any = None,
 ) -> Path:
     """A random causal language model, of two layers by default, with a byte-level tokenizer that has ChatML's tokens.
 
-    All of its linear layers fit into NF4 at a `width` of 64, only the last of each layer at 32.
+    All of its linear layers fit into NF4 at a `width` of 64, only the last of each layer at 32. A `tokenizer` that is
+    given is not written.
     """
     import transformers
 
-    tokenizer = make_tokenizer()
+    is_given, tokenizer = tokenizer is not None, tokenizer or make_tokenizer()
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": width,
@@ -89,8 +97,29 @@ def make_language(
     torch.manual_seed(seed)
     config = getattr(transformers, f"{names[kind]}Config")(**shape)
     getattr(transformers, f"{names[kind]}ForCausalLM")(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if not is_given:
+        tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_sentencepiece(folder: Path, *, legacy: bool) -> Any:
+    """SentencePiece's BPE with bytes, like Llama's, as tokenizer.model alone; returns transformers' tokenizer of it."""
+    from sentencepiece import SentencePieceTrainer
+    from transformers import AutoTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=384,
+        byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity", minloglevel=2,
+        remove_extra_whitespaces=False, hard_vocab_limit=False,
+    )  # fmt: skip
+    (folder / "tokenizer.vocab").unlink()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": legacy, **names})
+    )
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def hold_in_bf16(folder: Path) -> None:

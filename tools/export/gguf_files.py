@@ -1,6 +1,6 @@
 """A bundle for llama.cpp: `sightline export RUN-or-BUNDLE OUT --to gguf`.
 
-    OUT/model.gguf     the language model, its tokenizer and its chat template (tools.export.gguf_language)
+    OUT/model.gguf     the language model (tools.export.gguf_language), tokenizer (gguf_tokenizer), chat template
     OUT/mmproj.gguf    tower and projector (tools.export.gguf_vision)
     OUT/parity.json, README.md
 

@@ -1,7 +1,7 @@
-"""A bundle's language model and tokenizer as GGUF, in llama.cpp's names, by the library `gguf`.
+"""A bundle's language model as GGUF, in llama.cpp's names, by the library `gguf`.
 
     language_model.model.layers.0.self_attn.q_proj.weight --> blk.0.attn_q.weight, for Llama with rows in another order
-    tokenizer.json --> tokens, types and merges; llama.cpp's name of its pre-tokenizer
+    tokenizer.json --> `tools.export.gguf_tokenizer`
     chat_template.jinja --> the same, with a line feed behind an image, as training puts one there
 
 Matrices keep the bundle's dtype, vectors are fp32. What llama.cpp would compute otherwise is refused by name.
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.common.documents import read_json
 from models.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,19 +23,6 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 """`model_type` of transformers -> gguf's MODEL_ARCH."""
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS = {
-    _GPT2: "gpt-2",
-    _QWEN2: "qwen2",
-    _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|"): "llama-bpe",
-    f"digits {_GPT2}": "smollm",
-}
-"""How a tokenizer splits text before its merges -> llama.cpp's name of the same rule."""
-
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 MARKER_END = "__>"
 """What an image's placeholder in llama.cpp ends with: `<__media__>`, or a random one of its server."""
 
@@ -50,13 +36,16 @@ def write_language(bundle: Path, file: Path, config: Any, name: str) -> int:
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 
     from models.common.sharded import TensorFiles
+    from tools.export.gguf_tokenizer import add_tokenizer, opening_space
 
     text = config.text_config
     architecture = _architecture(text, bundle)
     writer = GGUFWriter(str(file), MODEL_ARCH_NAMES[MODEL_ARCH[architecture]], use_temp_file=True)
     writer.add_name(name)
     _add_shape(writer, text, bundle)
-    _add_tokenizer(writer, bundle, int(text.vocab_size))
+    add_tokenizer(writer, bundle, int(text.vocab_size))
+    template = (bundle / "chat_template.jinja").read_text(encoding="utf-8")
+    writer.add_chat_template(opening_space(bundle, template) + chat_template(template))
     names = get_tensor_name_map(MODEL_ARCH[architecture], text.num_hidden_layers)
     num = 0
     for in_file, value in language_tensors(TensorFiles.open(bundle), text):
@@ -143,61 +132,7 @@ def write_out(writer: Any) -> None:
     writer.close()
 
 
-def _add_tokenizer(writer: Any, bundle: Path, num_rows: int) -> None:
-    stored = read_json(bundle, "tokenizer.json")
-    model = stored.get("model", {})
-    pre = pre_tokenizer(stored)
-    if model.get("type") != "BPE" or model.get("byte_fallback") or pre is None:
-        raise InputError(
-            f"{bundle}: its tokenizer cannot be exported to gguf here (byte-level BPE that splits like"
-            f" {', '.join(PRE_TOKENIZERS.values())} can); llama.cpp's convert_hf_to_gguf.py knows more"
-        )
-    added = {entry["id"]: entry for entry in stored["added_tokens"]}
-    pieces = {
-        **{place: piece for piece, place in model["vocab"].items()},
-        **{k: v["content"] for k, v in added.items()},
-    }
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list([pieces.get(place, f"[PAD{place}]") for place in range(num_rows)])
-    writer.add_token_types([_type_of(place, pieces, added) for place in range(num_rows)])
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]])
-    ends = read_json(bundle, "generation_config.json").get("eos_token_id")
-    first, *others = ends if isinstance(ends, list) else [ends]
-    writer.add_eos_token_id(first)
-    if others:
-        writer.add_eot_token_id(others[0])
-    pad = read_json(bundle, "generation_config.json").get("pad_token_id")
-    if pad is not None:
-        writer.add_pad_token_id(pad)
-    writer.add_add_bos_token(False)  # the template has it where training had
-    writer.add_chat_template(chat_template((bundle / "chat_template.jinja").read_text(encoding="utf-8")))
-
-
-def _type_of(place: int, pieces: dict[int, str], added: dict[int, Any]) -> int:
-    if place in added:
-        return _CONTROL if added[place]["special"] else _USER_DEFINED
-    return _NORMAL if place in pieces else _UNUSED
-
-
-def pre_tokenizer(stored: dict[str, Any]) -> str | None:
-    """llama.cpp's name of how a tokenizer.json splits text; None where it has none that is known here."""
-    given = stored.get("pre_tokenizer") or {}
-    steps = given.get("pretokenizers", [given])
-    rule = ""
-    for step in steps:
-        if step.get("type") == "Digits" and step.get("individual_digits"):
-            rule += "digits "
-        elif step.get("type") == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
-            rule += step["pattern"].get("Regex", "")
-        elif step.get("type") == "ByteLevel" and not step.get("add_prefix_space"):
-            rule += _GPT2 if step.get("use_regex", True) else ""
-        else:
-            return None
-    return PRE_TOKENIZERS.get(rule)
-
-
 def chat_template(template: str) -> str:
     """The bundle's chat template for llama.cpp, which puts text right behind an image's placeholder."""
-    content = "{{ message['content']"
-    return template.replace(content, f"{content} | replace('{MARKER_END}', '{MARKER_END}\\n')")
+    content, behind = "{{ message['content']", " \\n" if "'<image> '" in template else "\\n"
+    return template.replace(content, f"{content} | replace('{MARKER_END}', '{MARKER_END}{behind}')")

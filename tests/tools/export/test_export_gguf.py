@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 
 from models.common.errors import run_cli
 from models.common.sharded import TensorFiles
-from tests.support.backbones import make_siglip, make_tokenizer
+from tests.support.backbones import make_language, make_sentencepiece, make_siglip, make_tokenizer
 from tests.support.checkpoints import write_finished
 from tests.tools.conftest import beside, merge, run_of
 from tools.export.__main__ import main
-from tools.export.gguf_language import chat_template, interleaved, pre_tokenizer
+from tools.export.gguf_language import chat_template, interleaved
+from tools.export.gguf_tokenizer import adds_a_space, piece_scores, pre_tokenizer
 
 
 def bundle_of(folder: Path, language: str, projector: str = "mlp", precision: str = "fp32", layer: int = -2) -> Path:
@@ -52,6 +54,26 @@ def test_llama_cpp_computes_what_transformers_does(
     assert checks["prompts of another length"]["value"] == 0
     assert checks["largest difference of a log probability"]["value"] < {"fp32": 0.05, "bf16": 0.2}[precision]
     assert "exported as `gguf`" in (out / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_base_with_tokenizer_model_alone_goes_through_merge_to_llama_cpp(tmp_path: Path, legacy: bool) -> None:
+    """SentencePiece's BPE, as Vicuna has it, in both ways that transformers puts spaces: prompts are as long."""
+    pytest.importorskip("sentencepiece", reason="SentencePiece is not installed")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (the extra `gguf`)")
+    recipe = run_of(tmp_path, language="llama")
+    shutil.rmtree(tmp_path / "language")
+    make_language(tmp_path / "language", tokenizer=make_sentencepiece(tmp_path / "language", legacy=legacy))
+    assert not (tmp_path / "language" / "tokenizer.json").exists()
+    recipe["model"]["vision"] = {"kind": "siglip", "path": str(make_siglip(tmp_path / "siglip"))}
+    recipe["stages"]["lora"]["data"]["template"] = {"kind": "vicuna_v1"}
+    write_finished(recipe, "lora")
+    assert merge(recipe, tmp_path / "bundle", "--probes", "1") == 0
+    assert run_cli(main, [str(tmp_path / "bundle"), str(tmp_path / "gguf"), "--to", "gguf"]) == 0
+    checks = checks_of(tmp_path / "gguf")
+    assert checks["prompts of another length"]["value"] == 0
+    assert checks["largest difference of a log probability"]["value"] < 0.05
 
 
 @pytest.mark.slow
@@ -119,6 +141,25 @@ def test_pre_tokenizers_by_llama_cpps_names() -> None:
     assert pre_tokenizer({"pre_tokenizer": None}) is None
 
 
+def test_pieces_score_by_the_order_of_their_merges() -> None:
+    vocabulary = {piece: place for place, piece in enumerate(["a", "b", "c", "ab", "bc", "abc"])}
+    merges = ["b c", "a b", "ab c", "a bc"]
+    assert piece_scores({"vocab": vocabulary, "merges": merges}) == {"bc": 0.0, "ab": -1.0, "abc": -2.0}
+    assert piece_scores({"vocab": vocabulary, "merges": merges[:3]}) is None, "llama.cpp would merge a and bc, too"
+    assert piece_scores({"vocab": vocabulary, "merges": ["a b", "ab c", "b c", "a bc"]}) is None, (
+        "in no order of pieces"
+    )
+
+
+def test_where_a_space_is_put_in_front() -> None:
+    first = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    assert adds_a_space({"pre_tokenizer": first}) is False
+    assert adds_a_space({"pre_tokenizer": {**first, "prepend_scheme": "always"}}) is True
+    assert adds_a_space({"pre_tokenizer": {**first, "split": True}}) is None
+    assert adds_a_space({"pre_tokenizer": first, "normalizer": {"type": "Lowercase"}}) is None
+    assert adds_a_space({"pre_tokenizer": None, "normalizer": {"type": "NFC"}}) is None
+
+
 def test_a_line_feed_stands_behind_an_image() -> None:
     import jinja2
 
@@ -142,7 +183,7 @@ def test_a_tower_with_a_class_token_is_refused_by_name(
 def test_a_tokenizer_that_splits_otherwise_is_refused(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import tools.export.gguf_language as module
+    import tools.export.gguf_tokenizer as module
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PRE_TOKENIZERS", {"other": "other"})
