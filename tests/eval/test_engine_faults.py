@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
 from eval.engine import Engine, EngineDead, Event, Failed, Piece
-from eval.predictor import Decoding, Predictor
-from tests.support.engines import LONG, Inbox, ask, submit, until
+from eval.predictor import Decoding
+from tests.support.engines import LONG, Faults, Inbox, ask, submit, until
 
 
 def test_a_callers_own_error_costs_its_own_answer(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
@@ -23,30 +22,6 @@ def test_a_callers_own_error_costs_its_own_answer(engine: Engine, caplog: pytest
     until(lambda: engine.stats().cancelled == 1)
     assert "not my day" in caplog.text
     assert engine.state == "serving"
-
-
-class Faults:
-    """Makes the model fail so many times: in reading prompts, or in steps."""
-
-    def __init__(self, predictor: Predictor, error: Exception, count: int, *, steps: bool) -> None:
-        self.left = 0
-        self._error, self._count, self._steps = error, count, steps
-        layer = predictor.model.model.language_model.layers[-1]
-        self._hook = layer.register_forward_pre_hook(self._fail, with_kwargs=True)
-
-    def begin(self) -> None:
-        self.left = self._count
-
-    def _fail(self, _: Any, positional: tuple[Any, ...], __: Any) -> None:
-        if self.left and (positional[0].shape[1] == 1) is self._steps:
-            self.left -= 1
-            raise self._error
-
-    def __enter__(self) -> Faults:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
 
 
 def test_without_memory_for_newcomers_the_running_rows_go_on(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""An engine whose limits tests reach quickly, and what they ask it."""
+"""An engine whose limits tests reach quickly, what they ask it, and a model that fails."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eval.engine import Ended, Engine, EngineLimits, Event, Failed, Piece, Request
-from eval.predictor import Decoding, Query, Turn
+from eval.predictor import Decoding, Predictor, Query, Turn
 from tests.support.bundles import image
 from tests.support.patience import GUARD_S, wait_until
 
@@ -33,6 +33,30 @@ class Inbox:
             text += event.text
         assert self._events.empty()
         return text, event
+
+
+class Faults:
+    """Makes the model fail so many times: in reading prompts, or in steps."""
+
+    def __init__(self, predictor: Predictor, error: Exception, count: int, *, steps: bool) -> None:
+        self.left = 0
+        self._error, self._count, self._steps = error, count, steps
+        layer = predictor.model.model.language_model.layers[-1]
+        self._hook = layer.register_forward_pre_hook(self._fail, with_kwargs=True)
+
+    def begin(self) -> None:
+        self.left = self._count
+
+    def _fail(self, _: Any, positional: tuple[Any, ...], __: Any) -> None:
+        if self.left and (positional[0].shape[1] == 1) is self._steps:
+            self.left -= 1
+            raise self._error
+
+    def __enter__(self) -> Faults:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
 
 
 def ask(text: str = QUESTION, kind: str = "circle") -> Query:

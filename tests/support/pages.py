@@ -17,6 +17,8 @@ from tests.support.bundles import image, make_bundle
 from tests.support.patience import GUARD_S
 
 if TYPE_CHECKING:
+    from gradio_client import Client
+
     from tests.support.servers import Running
 
 _ADDRESS = re.compile(r"the page is at (\S+)")
@@ -50,6 +52,13 @@ def page_server(folder: Path, *, with_examples: bool = False, root_path: str | N
         yield server
 
 
+def page_client(address: str) -> Client:
+    """Gradio's client of a page, which by itself gives a busy machine five seconds for each of its requests."""
+    from gradio_client import Client
+
+    return Client(address, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": GUARD_S})
+
+
 def answer_of_page(
     command: Sequence[str], photo: Path, question: str, *, where: Path, variables: Mapping[str, str] | None = None
 ) -> str:
@@ -58,7 +67,7 @@ def answer_of_page(
     Gradio cleans a message as a docstring: tabs are spaces in it (`inspect.cleandoc`). It escapes what HTML would read,
     which is undone here.
     """
-    from gradio_client import Client, handle_file
+    from gradio_client import handle_file
 
     with TemporaryFile("w+") as errors:  # in a pipe that nobody reads, many warnings would stop it
         process = subprocess.Popen(command, cwd=where, env=variables, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -68,7 +77,7 @@ def answer_of_page(
             if address is None:
                 errors.seek(0)
                 raise AssertionError(errors.read()[-3000:])
-            client = Client(address, verbose=False, analytics_enabled=False)
+            client = page_client(address)
             job = client.submit(handle_file(photo), question, 0, 1, PAGE_TOKENS, 1, api_name="/ask")
             job.result()
             chat = job.outputs()[-1][0]

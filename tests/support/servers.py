@@ -19,7 +19,7 @@ from PIL import Image
 from eval.engine import Engine, EngineLimits
 from eval.predictor import Predictor
 from tests.support.bundles import image
-from tests.support.patience import GUARD_S
+from tests.support.patience import GUARD_S, wait_until
 from tools.serve.app import behind_gate, build_app
 from tools.serve.keys import Keys
 from tools.serve.server import Server, Steps, bind
@@ -81,6 +81,7 @@ def running_server(
 
     def open_engine() -> Engine:
         engine.start()
+        wait_until("the engine serves", lambda: engine.state == "serving")
         if page is not None:
             from tools.serve.front import Front
 

@@ -8,10 +8,8 @@ engine.submit --> waits (503 after queue_s) --> first event --> pieces --> Ended
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Protocol
 
 from eval.engine import Ended, Event, Failed, Piece, QueueFull, Refused
@@ -54,11 +52,10 @@ class Answer:
             ApiError: 503, the engine did not come to it in time.
         """
         limit_s = min(self._settings.queue_s, self._settings.answer_s)
-        try:
-            self._early = await asyncio.wait_for(self._outbox.get(), limit_s)
-        except asyncio.TimeoutError:
+        self._early = await self._outbox.get(limit_s)
+        if not self._early:
             text = f"no answer began within {limit_s:g} s, since many are waiting: ask again later"
-            raise ApiError(503, text, code="overloaded", retry_after_s=5, reason="queue_time") from None
+            raise ApiError(503, text, code="overloaded", retry_after_s=5, reason="queue_time")
         for event in self._early:
             if isinstance(event, Failed):
                 raise _failure(event)
@@ -82,12 +79,11 @@ class Answer:
 
     async def _more(self) -> list[Event]:
         left_s = self._deadline_s - time.monotonic()
-        with suppress(asyncio.TimeoutError):
-            return await asyncio.wait_for(self._outbox.get(), min(max(left_s, 0.001), KEEP_ALIVE_S))
-        if time.monotonic() >= self._deadline_s:
+        events = await self._outbox.get(min(max(left_s, 0.001), KEEP_ALIVE_S))
+        if not events and time.monotonic() >= self._deadline_s:
             text = f"the answer took longer than {self._settings.answer_s:g} s and ends here"
             raise ApiError(503, text, code="timeout", reason="answer_time")
-        return []
+        return events
 
     def _end(self, event: Ended) -> None:
         self._visit.finish = event.reason

@@ -63,8 +63,8 @@ class Bodies:
         self.budget = Budget(max(settings.picture_bytes // 4, _COPIES * settings.max_body_bytes))
 
     @asynccontextmanager
-    async def read(self, request: Request, content_type: str) -> AsyncIterator[bytes]:
-        """The body, of which a part of the memory is held within the block.
+    async def read(self, request: Request, content_type: str) -> AsyncIterator[bytearray]:
+        """The body, of which a part of the memory is held within the block. Not as bytes: a copy takes 0.1 s for 67 MB.
 
         Raises:
             ApiError: 415 for another content type, 413 for too many bytes, 408 for a slow sender, 503 for no room.
@@ -98,14 +98,14 @@ class Bodies:
             raise TooLargeError(self._settings.max_body_bytes)
         return int(text)
 
-    async def _bytes(self, request: Request) -> bytes:
+    async def _bytes(self, request: Request) -> bytearray:
         try:
             return await asyncio.wait_for(self._all(request), self._settings.body_s)
         except asyncio.TimeoutError:
             text = f"the body did not come within {self._settings.body_s:g} s"
             raise ApiError(408, text, headers={"Connection": "close"}) from None
 
-    async def _all(self, request: Request) -> bytes:
+    async def _all(self, request: Request) -> bytearray:
         found = bytearray()
         try:
             async for piece in request.stream():
@@ -114,14 +114,14 @@ class Bodies:
                     raise TooLargeError(self._settings.max_body_bytes)
         except ClientDisconnect:
             raise ApiError(400, "the connection ended within the body") from None
-        return bytes(found)
+        return found
 
 
 class _InMemory(MultiPartParser):
     spool_max_size = 1 << 40  # nothing of a visitor's is written to a disk
 
 
-async def parse_form(request: Request, body: bytes) -> FormData:
+async def parse_form(request: Request, body: bytearray) -> FormData:
     """The fields and files of a multipart body.
 
     Raises:
@@ -130,7 +130,7 @@ async def parse_form(request: Request, body: bytes) -> FormData:
 
     async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(body), _PIECE):
-            yield body[start : start + _PIECE]
+            yield bytes(body[start : start + _PIECE])
             await asyncio.sleep(0)  # others are served between
 
     parser = _InMemory(request.headers, pieces(), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_FIELD_BYTES)  # type: ignore[arg-type]

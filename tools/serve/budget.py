@@ -30,7 +30,8 @@ class Budget:
         """
         granted = self._ask(num_bytes)
         try:
-            await asyncio.wait_for(asyncio.wrap_future(granted), timeout_s)
+            if not granted.done():
+                await asyncio.wait_for(asyncio.wrap_future(granted), timeout_s)
             yield
         finally:
             self._end(num_bytes, granted)

@@ -17,12 +17,9 @@ from tools.serve.errors import of_validation
 from tools.serve.gate import visit_of
 from tools.serve.question import Question, of_messages
 from tools.serve.responses import EventStream, until_gone
-from tools.serve.service import Service
+from tools.serve.service import INLINE_BYTES, Service
 from tools.serve.settings import Settings
 from tools.serve.wire import ChatRequest, Completion, check_model, model_card, usage_of
-
-_INLINE_BYTES = 1 << 16
-"""Bodies up to this size are parsed on the event loop: to change threads takes longer."""
 
 
 def openai_api(service: Service) -> APIRouter:
@@ -60,12 +57,12 @@ async def _prepared(service: Service, request: Request) -> tuple[ChatRequest, Pr
     """The request without its body, which is let go before it waits for its answer."""
     async with service.bodies.read(request, "application/json") as raw:
         parse = partial(_parse, raw, service.settings)
-        asked, question = parse() if len(raw) <= _INLINE_BYTES else await service.in_thread(parse)
+        asked, question = parse() if len(raw) <= INLINE_BYTES else await service.in_thread(parse)
         prompt = await until_gone(request, service.prepare(question, asked.decoding(service.settings)))
         return asked.model_copy(update={"messages": []}), prompt
 
 
-def _parse(raw: bytes, settings: Settings) -> tuple[ChatRequest, Question]:
+def _parse(raw: bytearray, settings: Settings) -> tuple[ChatRequest, Question]:
     try:
         asked = ChatRequest.model_validate_json(raw)
     except ValidationError as error:

@@ -13,25 +13,41 @@ Event = TypeVar("Event")
 
 
 class Outbox(Generic[Event]):
-    """The events of one answer, in order. Read on the event loop alone."""
+    """The events of one answer, in order. Read on the event loop alone, by one reader."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
-        self._has_more = asyncio.Event()
+        self._wanted: asyncio.Future[None] | None = None
 
     def put(self, event: Event) -> None:
         """Add an event, on the event loop."""
         self._events.append(event)
-        self._has_more.set()
+        if self._wanted is not None:
+            _fulfil(self._wanted)
 
-    async def get(self) -> list[Event]:
-        """Wait for an event, and return all that are there: what comes within one turn of the loop is one piece."""
-        while not self._events:
-            self._has_more.clear()
-            await self._has_more.wait()
+    async def get(self, within_s: float) -> list[Event]:
+        """Wait for an event, and return all that are there, since what comes within one turn of the loop is one piece;
+        none where none came in time.
+
+        Without `asyncio.wait_for`, which makes a task for each wait before Python 3.12.
+        """
+        if not self._events:
+            loop = asyncio.get_running_loop()
+            self._wanted = loop.create_future()
+            timer = loop.call_later(within_s, _fulfil, self._wanted)
+            try:
+                await self._wanted
+            finally:
+                timer.cancel()
+                self._wanted = None
         found = list(self._events)
         self._events.clear()
         return found
+
+
+def _fulfil(wanted: asyncio.Future[None]) -> None:
+    if not wanted.done():
+        wanted.set_result(None)
 
 
 class Bridge(Generic[Event]):

@@ -17,6 +17,8 @@ from tools.serve.errors import ApiError, invalid
 from tools.serve.wire import ImagePart, Message, TextPart, VideoPart
 
 _BASE64_CHARACTERS = MAX_BYTES * 4 // 3 + 4
+_PIECE = 1 << 20
+"""Characters of base64 that are read at a time: the interpreter is nobody else's meanwhile, 0.4 s for 67 MB at once."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,14 @@ def read_base64(text: str, param: str = "image_url") -> bytes:
     """The bytes that base64 spells; line breaks in it are passed over."""
     if len(text) > _BASE64_CHARACTERS + len(text) // 64:
         raise _bad(param, f"the picture is larger than {MAX_BYTES / 1e6:.0f} MB")
+    text = text.replace("\n", "").replace("\r", "")
     try:
-        return base64.b64decode(text.translate({10: None, 13: None}) if "\n" in text else text, validate=True)
+        pieces = [base64.b64decode(text[at : at + _PIECE], validate=True) for at in range(0, len(text), _PIECE)]
     except (binascii.Error, ValueError):
         raise _bad(param, "the picture's base64 cannot be read") from None
+    if any(len(piece) < _PIECE // 4 * 3 for piece in pieces[:-1]):  # it ended before, by its padding
+        raise _bad(param, "the picture's base64 cannot be read")
+    return b"".join(pieces)
 
 
 def of_input_error(error: InputError, question: Question) -> ApiError:

@@ -106,7 +106,7 @@ def _question(asked: Conversation) -> Question:
     )
 
 
-def _of_json(body: bytes) -> tuple[ChatMessage, bytes | str | None]:
+def _of_json(body: bytearray) -> tuple[ChatMessage, bytes | str | None]:
     try:
         sent = ChatMessage.model_validate_json(body)
     except ValidationError as error:
@@ -120,7 +120,7 @@ def _of_json(body: bytes) -> tuple[ChatMessage, bytes | str | None]:
 
 
 async def _of_form(
-    request: Request, body: bytes, settings: Settings, *, field: str, default: str | None
+    request: Request, body: bytearray, settings: Settings, *, field: str, default: str | None
 ) -> tuple[Question, Decoding]:
     form = await parse_form(request, body)
     try:

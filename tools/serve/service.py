@@ -43,6 +43,9 @@ _PIXEL_BYTES = 16
 
 _DECODERS, _FETCHERS = 2, 4
 
+INLINE_BYTES = 1 << 16
+"""Bodies up to this size are parsed, and files' headers read, on the event loop: to change threads takes longer."""
+
 
 class Service:
     """What all addresses share. `open` runs it within an event loop; the engine may come later."""
@@ -153,7 +156,8 @@ class Service:
             await self._in(self._fetchers, partial(fetch, picture)) if isinstance(picture, str) else picture
             for picture in question.pictures
         ]
-        num_bytes = await self.in_thread(partial(_measure, files, self.settings))
+        measure = partial(_measure, files, self.settings)
+        num_bytes = measure() if sum(map(len, files)) <= INLINE_BYTES else await self.in_thread(measure)
         if num_bytes > self.pictures.num_bytes:
             text = f"to decode the pictures takes {num_bytes / MEGABYTE:.0f} MB: shrink them"
             raise ApiError(413, text, code="image_too_large", param=question.picture_param)

@@ -102,7 +102,7 @@ def test_events_of_a_thread_arrive_in_order_and_wake_the_loop_once_a_flush() -> 
         for outbox in outboxes:
             found: list[int] = []
             while len(found) < 1000:
-                found += await asyncio.wait_for(outbox.get(), GUARD_S)
+                found += await outbox.get(GUARD_S)
             assert found == list(range(1000))
         thread.join()
 

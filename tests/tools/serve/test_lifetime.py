@@ -14,9 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 
 from tests.support.bundles import image, make_bundle
+from tests.support.pages import page_client
 from tests.support.patience import GUARD_S
 from tests.support.served import SLOW_MODEL, served
 from tools.serve.lifetime import forget_old, own_folder
@@ -61,7 +62,7 @@ def serving(folder: Path, *, drain_s: float) -> Iterator[tuple[subprocess.Popen[
 def ask_at_length(address: str, folder: Path) -> Any:
     """A question with an upload whose answer is being written."""
     image("circle").save(folder / "photo.png")
-    client = Client(address, verbose=False, analytics_enabled=False)
+    client = page_client(address)
     job = client.submit(handle_file(folder / "photo.png"), "What is it?", *LONG.values(), api_name="/ask")
     deadline_s = time.monotonic() + GUARD_S
     while len(job.outputs()) < 2 and time.monotonic() < deadline_s:
@@ -108,6 +109,6 @@ def test_while_joins_pile_up_that_nobody_listens_to_another_gets_an_answer(tmp_p
         for number in range(40):
             body = {"data": [None, None, "What?", 0, 1, 400, 1], "fn_index": asking["id"], "session_hash": f"s{number}"}
             httpx.post(f"{address}gradio_api/queue/join", json=body, timeout=GUARD_S)
-        client = Client(address, verbose=False, analytics_enabled=False)
+        client = page_client(address)
         answer = client.submit(None, "What is it?", 0, 1, 5, 1, api_name="/ask").result(timeout=GUARD_S)
         assert "token" in str(answer)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.support.patience import GUARD_S, wait_until
 from tests.support.raw_http import COMPLETIONS, connected, head
 from tests.support.servers import Running, asking, file_of, picture_part, running_server, slow_steps, stuck_after
 from tools.dev.bench.serving import large_picture
+from tools.serve.question import read_base64
 
 LONG = {"max_tokens": 400, "temperature": 2.0, "seed": 3}
 """Hot, so that no end token comes soon."""
@@ -42,7 +45,9 @@ def test_a_client_has_its_share_and_no_more(tiny_predictor: Predictor) -> None:
             assert httpx.get(server.url + "/health", timeout=GUARD_S).status_code == 200
             assert [each.result().status_code for each in busy] == [200, 200]
         assert httpx.post(server.url + COMPLETIONS, json=asking("What?"), timeout=GUARD_S).status_code == 200
-        assert 'sightline_rejected_total{reason="share"} 1.0' in httpx.get(server.url + "/metrics").text
+        assert (
+            'sightline_rejected_total{reason="share"} 1.0' in httpx.get(server.url + "/metrics", timeout=GUARD_S).text
+        )
 
 
 def test_a_full_queue_is_a_429_which_clients_send_again(tiny_predictor: Predictor) -> None:
@@ -65,27 +70,17 @@ def test_a_full_queue_is_a_429_which_clients_send_again(tiny_predictor: Predicto
 def test_who_waits_too_long_is_told_before_a_200(tiny_predictor: Predictor) -> None:
     with (
         running_server(tiny_predictor, rows=1, queue_s=0.3) as server,
-        slow_steps(server, 0.02),
+        stuck_after(server, steps=3) as goes_on,
         ThreadPoolExecutor(1) as pool,
     ):
-
-        def ask() -> Future[httpx.Response]:
-            return pool.submit(send, server, asking("What?", **LONG))
-
-        firsts = [ask()]
-
-        def first_runs() -> bool:
-            if firsts[-1].done():  # a busy machine may not have begun it in time
-                assert firsts[-1].result().status_code == 503
-                firsts.append(ask())
-            return server.engine.stats().running == 1
-
-        wait_until("the first runs", first_runs)
+        first = pool.submit(send, server, asking("What?", **LONG))
+        wait_until("the first runs", lambda: server.engine.stats().running == 1)
         refused = send(server, asking("What?", stream=True))
         assert refused.status_code == 503
         assert "retry-after" in refused.headers
+        goes_on.set()
         wait_until("it waits no more", lambda: server.engine.stats().waiting == 0)
-        assert firsts[-1].result().status_code == 200
+        assert first.result().status_code in (200, 503), "a busy machine may not have begun it in time"
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
@@ -110,7 +105,7 @@ def test_a_client_who_leaves_takes_his_row_with_him(tiny_predictor: Predictor, s
         assert server.engine.stats().finished["cancelled"] == 1
         assert server.engine.stats().tokens < 100
         wait_until("its share is given back", lambda: not server.service.shares._under_way)
-        assert "sightline_cancelled_total 1.0" in httpx.get(server.url + "/metrics").text
+        assert "sightline_cancelled_total 1.0" in httpx.get(server.url + "/metrics", timeout=GUARD_S).text
 
 
 def test_who_leaves_while_he_waits_is_never_read(tiny_predictor: Predictor) -> None:
@@ -152,15 +147,16 @@ def test_pictures_share_one_budget(tiny_predictor: Predictor, monkeypatch: pytes
 
 
 def test_health_and_metrics_tell_what_goes_on(tiny_predictor: Predictor) -> None:
-    with running_server(tiny_predictor, rows=1) as server, slow_steps(server, 0.05):
+    with running_server(tiny_predictor, rows=1) as server, stuck_after(server, steps=5) as goes_on:
         with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=GUARD_S) as client:
             busy = pool.submit(client.post, server.url + COMPLETIONS, json=asking("What?", max_tokens=20))
             wait_until("it runs", lambda: server.engine.stats().running == 1)
             health = httpx.get(server.url + "/health", timeout=GUARD_S).json()
             assert health == {"status": "serving", "model": "tiny", "running": 1, "waiting": 0}
-            assert "sightline_num_requests_running 1.0" in httpx.get(server.url + "/metrics").text
+            assert "sightline_num_requests_running 1.0" in httpx.get(server.url + "/metrics", timeout=GUARD_S).text
+            goes_on.set()
             answer = busy.result().json()
-        text = httpx.get(server.url + "/metrics").text
+        text = httpx.get(server.url + "/metrics", timeout=GUARD_S).text
         reason = answer["choices"][0]["finish_reason"]
         for expected in (
             f'sightline_request_success_total{{finished_reason="{reason}"}} 1.0',
@@ -224,6 +220,12 @@ def test_decoding_a_large_picture_leaves_the_interpreter_to_others() -> None:
     data = large_picture(9000, 6000)
     shares = (_longest_hold(lambda: open_image(data).resize((336, 336))) for _ in range(10))
     assert any(share < 0.3 for share in shares)
+
+
+@pytest.mark.slow
+def test_reading_a_large_body_s_base64_leaves_the_interpreter_to_others() -> None:
+    text = base64.b64encode(random.Random(0).randbytes(30_000_000)).decode()
+    assert any(_longest_hold(lambda: read_base64(text)) < 0.3 for _ in range(10))
 
 
 def _longest_hold(work: Callable[[], object]) -> float:

@@ -21,7 +21,7 @@ from gradio_client import Client, handle_file
 from models.common.errors import run_cli
 from tests.support import warm
 from tests.support.bundles import image, make_bundle
-from tests.support.pages import running_page
+from tests.support.pages import page_client, running_page
 from tests.support.paths import REPOSITORY
 from tests.support.patience import GUARD_S
 from tools.serve.demo import main
@@ -40,7 +40,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def client(address: str) -> Client:
-    return Client(address, verbose=False, analytics_enabled=False)
+    return page_client(address)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_second_question_is_asked_with_its_history(client: Client, photo: Path
     first = texts(ask(client, handle_file(photo), "What is it?")[-1])
     both = texts(ask(client, handle_file(photo), "Which colour?")[-1])
     assert both[:3] == [*first, "Which colour?"]
-    fresh = Client(client.src, verbose=False, analytics_enabled=False)
+    fresh = page_client(client.src)
     alone = texts(ask(fresh, handle_file(photo), "Which colour?")[-1])
     assert alone[1] != both[3], "the history must have mattered"
 
@@ -94,7 +94,7 @@ def test_another_image_begins_another_chat(client: Client, photo: Path, tmp_path
 
 
 def test_visitors_do_not_see_each_others_chats(address: str, photo: Path) -> None:
-    clients = [Client(address, verbose=False, analytics_enabled=False) for _ in range(2)]
+    clients = [page_client(address) for _ in range(2)]
     ask(clients[0], handle_file(photo), "What is it?")
     assert len(texts(ask(clients[1], handle_file(photo), "Which colour?")[-1])) == 2
 

@@ -12,6 +12,7 @@ import http.client
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -144,8 +145,12 @@ def body_of(picture: bytes, kind: str, text: str, max_tokens: int, model: str) -
     return json.dumps({"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}).encode()
 
 
-def large_picture(width: int, height: int) -> bytes:
-    """A picture of so many pixels that is quickly made and takes its time to decode."""
+def large_picture(width: int, height: int, *, noisy_rows: int = 0) -> bytes:
+    """A picture of so many pixels that is quickly made and takes its time to decode; noise makes its file as large."""
+    picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    if noisy_rows:
+        noise = random.Random(0).randbytes(3 * width * noisy_rows)
+        picture.paste(Image.frombytes("RGB", (width, noisy_rows), noise), (0, 0))
     stream = io.BytesIO()
-    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(stream, "PNG", compress_level=1)
+    picture.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
