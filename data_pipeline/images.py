@@ -145,6 +145,8 @@ def _opened(source: bytes | Path | str) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise ImageError(f"no image at {where}") from None
+    except Image.DecompressionBombError:  # Pillow's own limit, which is looked at first, and is a higher one
+        raise ImageError(f"{where} has more than {limits.MAX_PIXELS} pixels, which are refused") from None
     except UnidentifiedImageError:  # its own message is the address of a buffer
         raise ImageError(f"{where} cannot be decoded: {_looks_like(head)}") from None
     except Exception as error:  # decoders raise anything on malformed bytes: struct.error, SyntaxError, ValueError …

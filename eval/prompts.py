@@ -22,17 +22,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from data_pipeline import limits
-from data_pipeline.images import fit, to_rgb
+from eval.large_images import affordable, bytes_needed, without_copies
 from eval.query import Place, Query
 from models.common.errors import InputError, single_line
 from models.patches import rope_positions
-from models.spec import CropImage, ImageSpec, PadImage, PatchGrid
-
-_LARGE_PIXELS = 1 << 24
-"""Of an image, or of the square that it is padded to: more are not left to the processor."""
-
-_STOCK_BYTES = 16
-"""Bytes a pixel that a stock processor takes: the image as an array, and as an image again."""
+from models.spec import PatchGrid
 
 
 class PromptTooLongError(InputError):
@@ -224,13 +218,13 @@ def _guard(processor: Any, query: Query, *more: str) -> dict[str, bool]:
 def _encode(
     processor: Any, messages: list[dict[str, Any]], guard: dict[str, bool], *, add_generation_prompt: bool
 ) -> Prompt:
-    num_pixels = 0
+    num_bytes = 0
     for part in (part for message in messages for part in message["content"] if part["type"] == "image"):
-        part["image"] = _affordable(processor.image_processor, part["image"])
-        num_pixels += part["image"].width * part["image"].height
+        part["image"] = affordable(processor.image_processor, part["image"])
+        num_bytes += bytes_needed(processor.image_processor, part["image"])
     try:
-        with limits.MEMORY.taken(_STOCK_BYTES * num_pixels):
-            encoded = processor.apply_chat_template(
+        with limits.MEMORY.taken(num_bytes):
+            encoded = without_copies(processor).apply_chat_template(
                 messages,
                 tokenize=True,
                 return_dict=True,
@@ -256,28 +250,6 @@ def _positions(processor: Any, ids: list[int], pixels: Mapping[str, torch.Tensor
     grid = PatchGrid(patch_size=int(images.patch_size), merge=int(images.merge_size))
     sizes = [(rows * grid.patch_size, columns * grid.patch_size) for _, rows, columns in pixels[_GRIDS].tolist()]
     return torch.from_numpy(rope_positions(np.array(ids) == processor.image_token_id, sizes, grid))
-
-
-def _affordable(image_processor: Any, image: Image.Image) -> Image.Image:
-    """The image, or of a large one the square that the processor makes of it: stock code copies it whole several times.
-
-    `data_pipeline.images.fit` makes the same square, bit for bit, and a square of that size passes unchanged.
-
-    Raises:
-        ImageError: where training does.
-    """
-    limits.check_size(*image.size, "an image")
-    pads = bool(getattr(image_processor, "do_pad", False))
-    side = (getattr(image_processor, "size", None) or {}).get("shortest_edge")
-    crop = getattr(image_processor, "crop_size", None) or {}
-    num_pixels = max(image.size) ** 2 if pads else image.width * image.height
-    is_square = [crop.get(name) for name in ("height", "width")] == [side, side]
-    if side is None or num_pixels <= _LARGE_PIXELS or not is_square or hasattr(image_processor, "image_grid_pinpoints"):
-        return image
-    statistics = (image_processor.image_mean, image_processor.image_std)
-    mean, std = ((float(red), float(green), float(blue)) for red, green, blue in statistics)
-    spec = ImageSpec(size=side, patch_size=side, fit=PadImage() if pads else CropImage(), mean=mean, std=std)
-    return Image.fromarray(fit(to_rgb(image), spec))
 
 
 def _plain_ids(

@@ -24,6 +24,7 @@ from models.common.errors import InputError, run_cli
 from models.spec import IMAGE_TOKEN
 from tests.support.bundles import make_bundle
 from tests.support.odd_inputs import EMPTY_ANSWERS, FEW_TEXTS, MANY_TEXTS, Odd, few_images, heic_images, many_images
+from tests.support.published import make_published
 from tests.support.shards import caption_sample, image_bytes, write_tar
 from tests.support.streams import config, keys_left, open_rank
 from tools.serve.chat import Chat, reply
@@ -217,12 +218,22 @@ LARGE: dict[str, Callable[[Path], None]] = {
 @pytest.mark.slow
 def test_the_largest_images_take_less_than_a_gigabyte(tmp_path: Path) -> None:
     """Opened, padded to a square as in training, and asked about, one after the other."""
-    paths = [tmp_path / name for name in LARGE]
+    look_at(make_bundle(tmp_path / "bundle"), tmp_path, LARGE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_vl"])
+def test_the_largest_image_takes_less_than_a_gigabyte_as_tiles_and_as_patches(tmp_path: Path, family: str) -> None:
+    look_at(make_published(tmp_path / "bundle", family), tmp_path, {"large.png": draw("RGB", (10_000, 10_000), "PNG")})
+
+
+def look_at(bundle: Path, folder: Path, large: dict[str, Callable[[Path], None]]) -> None:
+    """Each image is taken, and none takes a gigabyte."""
+    paths = [folder / name for name in large]
     for path in paths:
-        LARGE[path.name](path)
-    bundle = make_bundle(tmp_path / "bundle")
+        large[path.name](path)
     command = [sys.executable, "-m", "tests.support.peak_memory", str(bundle), *map(str, paths)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().split("\n")
-    found = dict(zip(LARGE, (line.split("\t") for line in lines), strict=True))
-    assert {name: verdict for name, (_, verdict) in found.items()} == dict.fromkeys(LARGE, "taken")
+    found = dict(zip(large, (line.split("\t") for line in lines), strict=True))
+    assert {name: verdict for name, (_, verdict) in found.items()} == dict.fromkeys(large, "taken")
     assert max(float(peak_mb) for peak_mb, _ in found.values()) < 1000, found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +19,10 @@ from data_pipeline.tokens import Tokens
 from eval.prompts import Prompt, _guard, _messages, collate, encode, stack_pixels, takes_system
 from eval.query import Place, Query
 from models.common.errors import InputError
+from models.opening import open_processor
 from tests.support.backbones import make_tokenizer
 from tests.support.bundles import image, make_processor
+from tests.support.published import make_published
 
 CPU = torch.device("cpu")
 
@@ -71,10 +75,38 @@ def test_a_large_image_has_the_pixels_that_the_processor_makes_of_it(
     values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     query = Query((Image.fromarray(values),), (Turn("user", "What?"),))
     stock = encode(processor, query)
-    monkeypatch.setattr("eval.prompts._LARGE_PIXELS", 0)
+    monkeypatch.setattr("eval.large_images._LARGE_PIXELS", 0)
     ours = encode(processor, query)
     assert ours.ids == stock.ids
     assert torch.equal(ours.pixels["pixel_values"], stock.pixels["pixel_values"])
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "qwen2_vl", "qwen3_vl"])
+def test_a_large_image_is_cut_into_the_processors_tiles_without_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Beside a small one, and in another mode."""
+    processor = open_processor(make_published(tmp_path, family))
+    rng = np.random.default_rng(0)
+    large = tuple(
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+        for size in ((611, 400), (90, 2100), (600, 600))
+    )
+    images = (*large, large[0].convert("L"), large[0].resize((40, 50)))
+    query = Query(images, (Turn("user", "What?"),))
+    stock = encode(processor, query)
+    monkeypatch.setattr("eval.large_images._LARGE_PIXELS", 90 * 2000)
+    ours = encode(processor, query)
+    assert ours.ids == stock.ids
+    assert ours.pixels.keys() == stock.pixels.keys()
+    for name, values in stock.pixels.items():
+        assert torch.equal(ours.pixels[name], values), name
+    tracemalloc.start()
+    try:
+        encode(processor, Query((Image.new("RGB", (3000, 2000)),), (Turn("user", "What?"),)))
+        assert tracemalloc.get_traced_memory()[1] < 3000 * 2000
+    finally:
+        tracemalloc.stop()
 
 
 def processor_of(config: TemplateConfig) -> tuple[Any, Any]:
