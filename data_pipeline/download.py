@@ -3,15 +3,17 @@
 Owns how long a copy may take and how large it may become, whatever the server says. Does not own further tries, nor
 where copies are kept (`remote`).
 
-    download_in_time --> its thread: a client of the address's kind writes a file
-                     --> this one: looks at the time and at the file's size, and gives up on both
+    keep_up --> its thread: a client of the address's kind writes a file
+            --> this one: looks at the time and at the file's size, and gives up on both
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -39,10 +41,32 @@ class WholeFileError(RemoteError):
 
 
 def download_in_time(url: str, target: Path, max_bytes: int, start: int | None = None) -> None:
-    """Copy an address, or `max_bytes` of it from `start` on, to a file.
+    """Copy an address, or `max_bytes` of it from `start` on, to a file. A thread that is given up on leaves no file.
+
+    Raises:
+        TimeoutError: it fell behind by more than `PATIENCE_S`.
+        ValueError: more than `max_bytes` came.
+        Exception: whatever the client raises.
+    """
+
+    def work(given_up: threading.Event) -> None:
+        try:
+            if start is None:
+                _download(url, target, max_bytes, given_up)
+            else:
+                _download_part(url, target, start, max_bytes)
+        finally:
+            if given_up.is_set():  # nobody takes what came
+                target.unlink(missing_ok=True)
+
+    keep_up(work, target, max_bytes)
+
+
+def keep_up(work: Callable[[threading.Event], None], target: Path, max_bytes: float = math.inf) -> None:
+    """Have a client write a file, and give up on it, which its argument tells it, where it falls behind.
 
     The client has a thread of its own, since none of them bounds all of its work: names, handshakes and headers that
-    come drop by drop are waited for one by one. A thread that is given up on writes into a file that is gone.
+    come drop by drop are waited for one by one.
 
     Raises:
         TimeoutError: it fell behind by more than `PATIENCE_S`.
@@ -52,19 +76,14 @@ def download_in_time(url: str, target: Path, max_bytes: int, start: int | None =
     answer: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
     given_up = threading.Event()
 
-    def work() -> None:
+    def run() -> None:
         try:
-            if start is None:
-                _download(url, target, max_bytes, given_up)
-            else:
-                _download_part(url, target, start, max_bytes)
+            work(given_up)
             answer.put(None)
         except Exception as error:  # of any client; it is raised in the thread that waits
             answer.put(error)
-        if given_up.is_set():  # nobody takes what came
-            target.unlink(missing_ok=True)
 
-    threading.Thread(target=work, name="download", daemon=True).start()
+    threading.Thread(target=run, name="download", daemon=True).start()
     left_s, num_bytes = PATIENCE_S, 0
     try:
         while left_s > 0:
@@ -83,7 +102,7 @@ def download_in_time(url: str, target: Path, max_bytes: int, start: int | None =
     )
 
 
-def _size(target: Path, max_bytes: int) -> int:
+def _size(target: Path, max_bytes: float) -> int:
     """The size of a file so far; raises ValueError where it is more than `max_bytes`."""
     num_bytes = target.stat().st_size if target.exists() else 0
     if num_bytes > max_bytes:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 import zipfile
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -102,7 +104,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", tag)
         self.end_headers()
         end = start + (len(payload) - start) // 2 if trouble in ("break off", "no ranges, break off") else len(payload)
-        self.wfile.write(payload[start:end])
+        if trouble != "drip":
+            self.wfile.write(payload[start:end])
+            return
+        with suppress(ConnectionError):  # who gave up
+            for place in range(start, end):
+                self.wfile.write(payload[place : place + 1])
+                time.sleep(0.03)
 
     def log_message(self, *_arguments: Any) -> None:
         pass

@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import http.client
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.download import keep_up
 from models.common.errors import InputError
 
 NUM_TRIES = 5
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 30.0
-TIMEOUT_S = 60
+TIMEOUT_S = 30
 _CHUNK_BYTES = 1 << 20
 _WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -33,7 +35,8 @@ class BrokenOffError(Exception):
 def download(url: str, target: Path, *, num_bytes: int | None, sha256: str | None, progress: bool = False) -> None:
     """Fetch a file to `target`, resuming from `target`.part of an earlier call.
 
-    Waits 1, 2, 4, … seconds between tries; only consecutive tries without new bytes count.
+    Waits 1, 2, 4, … seconds between tries; only consecutive tries without new bytes count, and those in which a server
+    dripped.
 
     Raises:
         InputError: a permanent error, too many failed tries, another size or checksum, a full disk.
@@ -42,10 +45,11 @@ def download(url: str, target: Path, *, num_bytes: int | None, sha256: str | Non
     num_failures, most = 0, _size(part)
     while True:
         try:
-            _try_once(url, part, num_bytes, progress)
+            keep_up(lambda given_up: _try_once(url, part, num_bytes, progress, given_up), part)
             break
-        except BrokenOffError as error:
-            num_failures = 0 if _size(part) > most else num_failures + 1
+        except (BrokenOffError, TimeoutError) as error:  # a server that drips always sends some bytes
+            least = 0 if isinstance(error, BrokenOffError) else _CHUNK_BYTES
+            num_failures = 0 if _size(part) > most + least else num_failures + 1
             most = max(most, _size(part))
             if num_failures >= NUM_TRIES:
                 raise InputError(
@@ -59,7 +63,7 @@ def download(url: str, target: Path, *, num_bytes: int | None, sha256: str | Non
     part.rename(target)
 
 
-def _try_once(url: str, part: Path, num_bytes: int | None, progress: bool) -> None:
+def _try_once(url: str, part: Path, num_bytes: int | None, progress: bool, given_up: threading.Event) -> None:
     """Ask for the bytes that are missing and append them; if the server restarts from 0, they are overwritten."""
     start = _size(part)
     if num_bytes is not None and start == num_bytes:
@@ -75,7 +79,7 @@ def _try_once(url: str, part: Path, num_bytes: int | None, progress: bool) -> No
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None and length.isdigit() else num_bytes
         _tag_file(part).write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
-        _append(response, part, start, total, progress)
+        _append(response, part, start, total, progress=progress, given_up=given_up)
     if total is not None and _size(part) < total:
         raise BrokenOffError(f"{_size(part)} of {total} bytes came")
 
@@ -103,7 +107,9 @@ def _open(url: str, part: Path, start: int) -> Any:
         raise BrokenOffError(" ".join(str(getattr(error, "reason", error)).split())) from None
 
 
-def _append(response: Any, part: Path, start: int, total: int | None, progress: bool) -> None:
+def _append(
+    response: Any, part: Path, start: int, total: int | None, *, progress: bool, given_up: threading.Event
+) -> None:
     from tqdm import tqdm
 
     name = part.name.removesuffix(".part")
@@ -114,12 +120,13 @@ def _append(response: Any, part: Path, start: int, total: int | None, progress: 
         stream.seek(start)
         while True:
             try:
-                chunk = response.read(_CHUNK_BYTES)
+                chunk = response.read1(_CHUNK_BYTES)
             except (http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
                 raise BrokenOffError(str(error) or type(error).__name__) from None
-            if not chunk:
+            if not chunk or given_up.is_set():
                 return
             stream.write(chunk)
+            stream.flush()  # what came is seen by who looks whether it keeps up
             bar.update(len(chunk))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import stat
 import zipfile
@@ -150,6 +151,23 @@ def test_a_failing_server_is_tried_again_then_named(
     if num_failures == 99:
         assert "broke off 5 times in a row (503" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_drips_is_not_outlasted(
+    mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each byte comes in time, and a try brings some; once the server sends at its pace, what had come is kept."""
+    monkeypatch.setattr("data_pipeline.download.PATIENCE_S", 0.1)
+    monkeypatch.setattr("data_pipeline.download.LOOK_S", 0.02)
+    Handler.troubles = ["drip"] * 99
+    assert run("llava-instruct", tmp_path / "out", mirror) == 2
+    assert re.search(
+        r"broke off 5 times in a row \(\d+ bytes came, for 0\.1 s fewer than \d+ a second", capsys.readouterr().err
+    )
+    Handler.troubles = []
+    assert run("llava-instruct", tmp_path / "out", mirror) == 0
+    assert (tmp_path / "out/llava_instruct_150k.json").read_bytes() == REPLICA["llava_instruct_150k.json"]
+    assert Handler.asked[-1][1] is not None
 
 
 def bad_zip(name: str, mode: int = 0) -> bytes:
