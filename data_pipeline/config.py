@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from models.spec import Config
+from models.spec import Config, Name
 
 
 class SourceConfig(Config):
@@ -144,7 +144,7 @@ class DataConfig(Config):
 
     sources: Annotated[tuple[SourceConfig, ...], Field(strict=False, min_length=1)]
     template: TemplateConfig
-    control_tokens: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    control_tokens: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     """Control tokens that answers may write, `<think>` for one: all others are text where the data spell them."""
     packing: PackingConfig = PadPacking()
     max_length: Annotated[int, Field(gt=1)]

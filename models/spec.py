@@ -22,6 +22,9 @@ IGNORE_INDEX = -100
 """The label of a position that carries no target (PyTorch's own convention)."""
 
 
+Name = Annotated[str, Field(min_length=1)]
+"""Of something that a recipe lists."""
+
 Colour = tuple[float, float, float]
 """Red, green and blue in [0, 1]."""
 

@@ -29,8 +29,9 @@ def explain(error: ErrorDetails, values: Mapping[str, Any], root: type[Config]) 
     found = found if len(found) <= MAX_SHOWN else found[: MAX_SHOWN - 3] + "..."
     match error["type"]:
         case "extra_forbidden":
-            close = difflib.get_close_matches(str(error["loc"][-1]), _known(root), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "; remove it or look for its name in docs/recipes.md"
+            key, known = str(error["loc"][-1]), _known(root)
+            near = nearest(key, known) or "; remove it or look for its name in docs/recipes.md"
+            hint = "; it is one of another part: docs/recipes.md says where it belongs" if key in known else near
             return f"{path}: unknown key{hint}"
         case "missing":
             return f"{path}: missing; the keys given beside it are {listed(siblings)}"

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from models.spec import Config
+from models.spec import Config, Name
 
 Rate = Annotated[float, Field(gt=0, le=100)]
 """A peak learning rate."""
@@ -31,8 +31,8 @@ class Full(Config):
 
     kind: Literal["full"] = "full"
     learning_rate: Rate
-    learning_rates: dict[str, Rate] = Field(default_factory=dict)
-    frozen: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    learning_rates: dict[Name, Rate] = Field(default_factory=dict)
+    frozen: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     weight_decay: WeightDecay = 0.0
 
 
@@ -51,7 +51,7 @@ class Lora(Config):
     dora: bool = False
     adapter: str | None = None
     """The directory of a peft adapter that the stage's adapters start from; rank, alpha, dora and targets are its."""
-    targets: Literal["all_linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all_linear"
+    targets: Literal["all_linear"] | Annotated[tuple[Name, ...], Field(min_length=1)] = "all_linear"
     weight_decay: WeightDecay = 0.0
 
 
