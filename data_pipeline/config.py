@@ -107,15 +107,15 @@ class RowPacking(Config):
     """Several samples per row of at most `row_tokens` tokens, best fit among `lookahead` waiting samples."""
 
     kind: Literal["pack"] = "pack"
-    row_tokens: Annotated[int, Field(gt=0)]
-    lookahead: Annotated[int, Field(gt=0)] = 8
+    row_tokens: Annotated[int, Field(gt=0, le=10**8)]
+    lookahead: Annotated[int, Field(gt=0, le=10**6)] = 8
 
 
 class GroupPacking(Config):
     """One sample per row; a global batch's rows have similar lengths, chosen among `lookahead` samples of each slot."""
 
     kind: Literal["group"] = "group"
-    lookahead: Annotated[int, Field(gt=0)] = 16
+    lookahead: Annotated[int, Field(gt=0, le=10**6)] = 16
 
 
 PackingConfig = Annotated[PadPacking | RowPacking | GroupPacking, Field(discriminator="kind")]
@@ -147,7 +147,7 @@ class DataConfig(Config):
     control_tokens: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     """Control tokens that answers may write, `<think>` for one: all others are text where the data spell them."""
     packing: PackingConfig = PadPacking()
-    max_length: Annotated[int, Field(gt=1)]
+    max_length: Annotated[int, Field(gt=1, le=10**8)]
     """Longest sample in tokens, image tokens included. Nothing is ever cut."""
     jpeg: Literal["exact", "scaled"] = "exact"
     """`scaled` decodes JPEGs at 1/2, 1/4 or 1/8 where that leaves enough: faster, and not bit for bit what a bundle's
@@ -158,6 +158,6 @@ class DataConfig(Config):
     canvases that fit; `shrink`, at native resolution: all its images get the largest area that fits; where none does,
     it is skipped.
     """
-    shuffle_window: Annotated[int, Field(gt=0)] = 4096
-    num_workers: Annotated[int, Field(ge=0)] = 2
+    shuffle_window: Annotated[int, Field(gt=0, le=10**9)] = 4096
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 2
     bad_share_limit: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -26,7 +26,7 @@ class Duration(Config):
     """How long a stage runs: `count` optimizer steps, samples, text and image tokens, or epochs."""
 
     unit: Literal["steps", "samples", "tokens", "epochs"]
-    count: PositiveInt
+    count: Annotated[int, Field(gt=0, le=10**15)]
 
     @classmethod
     def steps(cls, count: int) -> Duration:
@@ -76,8 +76,8 @@ class AdamW(Config):
 class BatchConfig(Config):
     """`global_rows` rows make one optimizer step, over all ranks; a rank computes at most `micro_rows` at once."""
 
-    global_rows: PositiveInt
-    micro_rows: PositiveInt
+    global_rows: Annotated[int, Field(gt=0, le=1_000_000)]
+    micro_rows: Annotated[int, Field(gt=0, le=1_000_000)]
 
     def num_micro_batches(self, world_size: int) -> int:
         """How many micro-batches one rank computes for one step."""

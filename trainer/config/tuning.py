@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from models.spec import Config, Name
 
@@ -45,7 +45,7 @@ class Lora(Config):
 
     kind: Literal["lora"] = "lora"
     learning_rate: Rate
-    rank: PositiveInt
+    rank: Annotated[int, Field(gt=0, le=65_536)]
     alpha: Annotated[float, Field(gt=0, le=1e6)]
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     dora: bool = False

@@ -197,3 +197,20 @@ def test_every_float_is_finite_and_bounded(stem: str) -> None:
             place[int(path[-1]) if isinstance(place, list) else path[-1]] = bad
             with pytest.raises(ValidationError):
                 Recipe.model_validate_json(json.dumps(varied))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "stages.align.batch.global_rows",
+        "stages.align.batch.micro_rows",
+        "stages.align.duration.count",
+        "stages.align.data.max_length",
+        "stages.align.data.num_workers",
+        "stages.align.data.shuffle_window",
+        "stages.lora.tune.language.rank",
+    ],
+)
+def test_what_memory_processes_and_loops_follow_is_bounded(key: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}: found {10**20}; input should be less than or equal to"):
+        load_recipe(LLAVA, [f"{key}={10**20}"])
