@@ -65,6 +65,15 @@ def write_set(folder: Path, shard_sizes: Sequence[int], *, image: bool = True, w
     return ShardIndex.open(folder)
 
 
+def write_mixed_set(folder: Path) -> Path:
+    """An indexed set of 12 captions of which two have an image: of four rows, one rank of two may have none at all."""
+    folder.mkdir(parents=True)
+    samples = [(f"{number:06d}", caption_sample(number, image=number in {3, 8})) for number in range(12)]
+    write_tar(folder / "shard-000000.tar", samples)
+    build_index(folder)
+    return folder
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes as tokens, ChatML's frame, `<image>` last."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from models.common.files import read_lines
 from tests.support.backbones import tiny_recipe
+from tests.support.native import NATIVE
 from tests.support.paths import REPOSITORY
 from tests.support.published import published_recipe
 from tests.support.ranks import run_on_ranks
-from tests.support.shards import write_set
+from tests.support.shards import write_mixed_set, write_set
 from tests.support.training import losses, same_weights, train_all, vary, weights
 from trainer.distributed.context import DistributedContext
 
@@ -25,10 +27,11 @@ ZEROS = ("zero0", "zero1", "zero2", "zero3")
 ROUNDING = {"rtol": 2e-4, "atol": 2e-5}
 
 
-@pytest.fixture(scope="module", params=["parts", "qwen3_vl"])
+@pytest.fixture(scope="module", params=["parts", *NATIVE[1:]])
 def recipe(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("equivalence")
     write_set(folder / "shards", [5, 1, 9])
+    write_mixed_set(folder / "mixed")
     if request.param == "parts":
         return tiny_recipe(folder, folder / "shards")
     return published_recipe(folder, folder / "shards", request.param)
@@ -36,7 +39,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 
 @pytest.fixture(scope="module")
 def runs(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every run that the tests compare, made in two process groups: one of one rank, one of two."""
+    """Every run that the tests compare, made in process groups of two ranks, of one, and of two again."""
     one: dict[str, Job] = {"one": (recipe, "align", {})}
     two: dict[str, Job] = {}
     for zero in ZEROS:
@@ -62,11 +65,18 @@ def runs(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
         two[f"whole_{precision}"] = (whole, "lora", {})
         two[f"broken_{precision}_1"] = (broken, "lora", {"stop_after": 3})
         two[f"broken_{precision}_2"] = (broken, "lora", {})
+    mixed: dict[str, Any] = {"data__sources": [{"path": str(Path(recipe["run"]).parent / "mixed")}]}
+    packed = {**mixed, "data__packing": {"kind": "pack", "row_tokens": 256, "lookahead": 3}}
+    for name, changes in (("mixed", mixed), ("packed", packed)):
+        one[f"{name}_1"] = (vary(recipe, f"{name}_1", "align", **changes), "align", {})
+        divided = {**changes, "engine__zero": "zero3", "batch__micro_rows": 1}
+        two[f"{name}_2"] = (vary(recipe, f"{name}_2", "align", **divided), "align", {})
     elastic = vary(recipe, "elastic", "align")
-    two["elastic_1"] = (elastic, "align", {"stop_after": 3})
+    two["elastic"] = (elastic, "align", {"stop_after": 2})
     torch.manual_seed(0)
     run_on_ranks(2, train_all, list(two.values()))
-    run_on_ranks(1, train_all, [*one.values(), (elastic, "align", {})])
+    run_on_ranks(1, train_all, [*one.values(), (elastic, "align", {"stop_after": 4})])
+    run_on_ranks(2, train_all, [(elastic, "align", {})])
     return {name: job[0] for name, job in {**one, **two}.items()}
 
 
@@ -123,9 +133,23 @@ def test_resumed_is_uninterrupted_under_every_zero_stage(runs: dict[str, dict[st
 
 
 @pytest.mark.slow
-def test_two_ranks_then_one_is_one_rank_throughout(runs: dict[str, dict[str, Any]]) -> None:
-    assert losses(runs["elastic_1"], "align") == pytest.approx(losses(runs["one"], "align"), rel=1e-5)
-    same_weights(runs["elastic_1"], runs["one"], "align", **ROUNDING)
+def test_two_ranks_then_one_then_two_are_one_rank_throughout(runs: dict[str, dict[str, Any]]) -> None:
+    assert losses(runs["elastic"], "align") == pytest.approx(losses(runs["one"], "align"), rel=1e-5)
+    same_weights(runs["elastic"], runs["one"], "align", **ROUNDING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixed", "packed"])
+def test_rows_without_images_hold_nobody_up(runs: dict[str, dict[str, Any]], name: str) -> None:
+    """Padded and packed, on two ranks under ZeRO-3: also where one of them has no image at all."""
+    assert losses(runs[f"{name}_2"], "align") == pytest.approx(losses(runs[f"{name}_1"], "align"), rel=1e-5)
+    same_weights(runs[f"{name}_2"], runs[f"{name}_1"], "align", **ROUNDING)
+
+
+@pytest.mark.slow
+def test_a_packed_row_holds_several_samples(runs: dict[str, dict[str, Any]]) -> None:
+    lines = [read_lines(Path(runs[name]["run"]) / "align" / "metrics.jsonl") for name in ("mixed_1", "packed_1")]
+    assert lines[1][-1]["samples"] > 1.5 * lines[0][-1]["samples"]
 
 
 @pytest.mark.slow

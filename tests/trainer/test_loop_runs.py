@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 import trainer.checkpoint.format as checkpoint
-from data_pipeline.index_build import build_index
 from models.common.errors import InputError
 from models.common.files import read_lines
 from tests.support.backbones import tiny_recipe
 from tests.support.ranks import run_on_ranks
-from tests.support.shards import caption_sample, write_set, write_tar
+from tests.support.shards import write_mixed_set, write_set
 from tests.support.training import ledger_lines, losses, same_weights, train_all, vary, weights
 from trainer.config.recipe import Recipe
 from trainer.distributed.context import DistributedContext
@@ -91,12 +90,7 @@ def fill_disk(stage: Any, step: int) -> None:
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("loop")
     write_set(folder / "shards", [5, 1, 11])
-    # Of each global batch of four rows here, one rank of two may have no image at all.
-    mixed = folder / "mixed"
-    mixed.mkdir()
-    samples = [(f"{number:06d}", caption_sample(number, image=number in {3, 8})) for number in range(12)]
-    write_tar(mixed / "shard-000000.tar", samples)
-    build_index(mixed)
+    write_mixed_set(folder / "mixed")
     return tiny_recipe(folder, folder / "shards")
 
 
@@ -119,7 +113,6 @@ def runs(recipe: dict[str, Any]) -> dict[str, Any]:
     mixed["stages"]["align"]["data"]["sources"] = [{"path": str(Path(recipe["run"]).parent / "mixed")}]
     still = {"tune__projector__learning_rate": 1e-12, "duration__count": 30}
     fp16 = {"engine__precision": "fp16"}
-    packed = {"data__packing": {"kind": "pack", "row_tokens": 256, "lookahead": 3}}
     lora = {"init": None, "tune__language__dora": True, "duration__count": 4}
     one: dict[str, Job] = {
         "plain": (recipe, "align", {}),
@@ -132,8 +125,6 @@ def runs(recipe: dict[str, Any]) -> dict[str, Any]:
             "align", {},
         ),
         "metric": (validated(recipe, "metric", checkpoint__keep=1), "align", {"stop_after": 4}),
-        "mixed_1": (vary(mixed, "mixed_1", "align"), "align", {}),
-        "packed_1": (vary(mixed, "packed_1", "align", **packed), "align", {}),
         "fp16": (vary(recipe, "fp16", "align", **fp16), "align", {}),
         "full": (vary(recipe, "full", "align"), "align", {"change": (fill_disk, (4,))}),
         "dora": (vary(recipe, "dora", "lora", **lora), "lora", {}),
@@ -143,10 +134,6 @@ def runs(recipe: dict[str, Any]) -> dict[str, Any]:
     )
     two: dict[str, Job] = {
         "looked_zero3": (looked_into(recipe, "looked_zero3", engine__zero="zero3"), "align", {}),
-        "mixed_2": (vary(mixed, "mixed_2", "align"), "align", {}),
-        "packed_zero3": (
-            vary(mixed, "packed_zero3", "align", engine__zero="zero3", batch__micro_rows=1, **packed), "align", {},
-        ),
         "mixed_zero3": (vary(mixed, "mixed_zero3", "align", engine__zero="zero3"), "align", {}),
         "overflow": (vary(recipe, "overflow", "align", **fp16), "align", {"change": (overflow, (3,))}),
         "stopped": (
@@ -233,20 +220,6 @@ def test_patience_ends_a_stage_whose_best_is_what_it_finishes_with(runs: dict[st
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step_000001", "step_000003"}
 
 
-@pytest.mark.parametrize(
-    ("name", "alone"), [("mixed_2", "mixed_1"), ("mixed_zero3", "mixed_1"), ("packed_zero3", "packed_1")]
-)
-def test_rows_without_images_hold_nobody_up(runs: dict[str, dict[str, Any]], name: str, alone: str) -> None:
-    """Padded and packed: also where one rank has no image at all."""
-    assert losses(runs[name], "align") == pytest.approx(losses(runs[alone], "align"), rel=1e-5)
-    same_weights(runs[name], runs[alone], "align", rtol=2e-4, atol=2e-5)
-
-
-def test_a_packed_row_holds_several_samples(runs: dict[str, dict[str, Any]]) -> None:
-    lines = [read_lines(stage_of(runs[name]) / "metrics.jsonl") for name in ("mixed_1", "packed_1")]
-    assert lines[1][-1]["samples"] > 1.5 * lines[0][-1]["samples"]
-
-
 def test_fp16_trains_and_an_overflow_costs_no_data(runs: dict[str, dict[str, Any]]) -> None:
     plain, half, overflown = (losses(runs[name], "align") for name in ("plain", "fp16", "overflow"))
     assert half == pytest.approx(plain, rel=5e-3)
@@ -289,7 +262,7 @@ def test_two_ranks_then_one_then_two_is_one_throughout(runs: dict[str, dict[str,
     assert account.num_restarts == 3
 
 
-@pytest.mark.parametrize("name", ["elastic", "stopped", "patience", "mixed_2"])
+@pytest.mark.parametrize("name", ["elastic", "stopped", "patience", "mixed_zero3"])
 def test_an_audit_balances_and_finds_what_is_missing(runs: dict[str, dict[str, Any]], name: str) -> None:
     folder = stage_of(runs[name])
     assert audit(folder).is_clean
