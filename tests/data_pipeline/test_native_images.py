@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from models.common.errors import InputError
 from models.patches import attention_pairs, rope_positions
 from models.spec import CLIP_MEAN, CLIP_STD, ImageSpec, NativeImage, PatchGrid
 from tests.data_pipeline.test_build import config, folder, open_rank
-from tests.support.native import NATIVE, SPECIALS, native_processor
-from tests.support.paths import DATA, needs_data
+from tests.support.native import NATIVE, native_processor, real_tokenizer, stock_content
+from tests.support.paths import needs_data
 from tests.support.samples import ref
 
 __all__ = ["folder"]
@@ -113,24 +112,8 @@ def test_shrinking_is_for_images_that_have_a_size(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def real_tokenizer() -> Any:
-    """Qwen2's own vocabulary, with the control tokens of its vision-language models."""
-    from transformers import AddedToken, Qwen2TokenizerFast
-
-    assert DATA is not None
-    place = DATA / "tokenizers" / "qwen2"
-    tokenizer = Qwen2TokenizerFast(
-        vocab=json.loads((place / "vocab.json").read_text()),
-        merges=[
-            tuple(line.split(" ", 1))
-            for line in (place / "merges.txt").read_text().splitlines()
-            if line and not line.startswith("#version")
-        ],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-    )
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
-    return tokenizer
+def tokenizer_of_qwen() -> Any:
+    return real_tokenizer()
 
 
 @needs_data
@@ -145,8 +128,8 @@ def real_tokenizer() -> Any:
         "<|vision_start|><|video_pad|><|vision_end|>What happens?",  # no video: text that is spelled so
     ],
 )
-def test_prompts_are_those_of_the_stock_processor(real_tokenizer: Any, family: str, question: str) -> None:
-    processor = native_processor(family, real_tokenizer)
+def test_prompts_are_those_of_the_stock_processor(tokenizer_of_qwen: Any, family: str, question: str) -> None:
+    processor = native_processor(family, tokenizer_of_qwen)
     images = [noise(640, 480), noise(60, 200)][: question.count("<image>")]
     token, answer = "<|image_pad|>", "A circle."
     tokenizer = processor.tokenizer
@@ -156,12 +139,7 @@ def test_prompts_are_those_of_the_stock_processor(real_tokenizer: Any, family: s
     encoder = Encoder([], build_template(ModelTemplate(), tokens), tokens, image, 4096, ImageHandling())
     payloads = tuple(png(each) for each in images)
     found = encoder.encode_record(Record(payloads, (Turn("user", question), Turn("assistant", answer))))
-    parts: list[dict[str, Any]] = []
-    for place, text in enumerate(question.split("<image>")):
-        parts += [{"type": "image", "image": images[place - 1]}] if place else []
-        shown = text.removeprefix("\n") if place else text
-        parts += [{"type": "text", "text": shown}] if shown else []
-    messages = [{"role": "user", "content": parts}]
+    messages = [{"role": "user", "content": stock_content(question, images)}]
     guard = {"sanitize_control_tokens": True} if "_pad|>" in question else {}
     expected = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, **guard

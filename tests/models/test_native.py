@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,18 +16,25 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipeline.batch import Batch, collate
+from data_pipeline.config import ModelTemplate
+from data_pipeline.encode import Encoder
+from data_pipeline.record import Record, Turn
 from data_pipeline.sample import Encoded, SampleRef
+from data_pipeline.templates import build_template
 from data_pipeline.tiles import cut_patches
+from data_pipeline.tokens import Tokens
 from models.build import ModelMetadata, build_vlm, read_metadata
 from models.common.errors import InputError
-from models.opening import open_model
+from models.opening import open_model, open_processor
 from models.patch_plan import plan_patches
 from models.patches import rope_positions
 from models.published.names import place_of
 from models.spec import IGNORE_INDEX, NativeImage, PatchGrid
 from models.vlm import VLM
-from tests.support.native import MERGE, NATIVE, PATCH
+from tests.support.native import MERGE, NATIVE, PATCH, real_tokenizer, stock_content
+from tests.support.paths import needs_data
 from tests.support.published import make_published, published
+from tests.support.samples import ref
 from trainer.config.tuning import TuningPlan
 from trainer.flops.counts import count
 from trainer.flops.language import needed_flops
@@ -45,6 +53,12 @@ def drawn(place: int) -> Image.Image:
     rows, columns = GRIDS[place]
     generator = np.random.default_rng(place)
     return Image.fromarray(generator.integers(0, 256, (rows * PATCH, columns * PATCH, 3), dtype=np.uint8))
+
+
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def sample(number: int, facts: ModelMetadata) -> Encoded:
@@ -81,9 +95,9 @@ def stock_inputs(encoded: Encoded, vlm: VLM, facts: ModelMetadata) -> dict[str, 
 class Pair:
     """Ours and the stock model over the same files."""
 
-    def __init__(self, folder: Path, family: str) -> None:
+    def __init__(self, folder: Path, family: str, tokenizer: Any = None) -> None:
         self.family = family
-        make_published(folder, family, tied=family == "qwen2_vl")
+        make_published(folder, family, tied=family == "qwen2_vl", tokenizer=tokenizer)
         self.source = published(folder)
         self.facts = read_metadata(self.source, 512)
         self.vlm = build_vlm(self.source, self.facts, frozen_dtype=torch.float32, seed=0)
@@ -143,6 +157,37 @@ def test_packed_is_one_by_one(pair: Pair, order: tuple[int, ...]) -> None:
     for name, gradient in ours.items():
         gap = (gradient - gradients[name]).abs().max() / gradients[name].abs().max()
         assert float(gap) < 1e-5, name
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize("family", NATIVE[1:])
+def test_conversations_in_the_real_vocabulary_are_one_by_one(tmp_path: Path, family: str) -> None:
+    """Encoded, packed and run here; rendered, tokenized, cut and run by the stock processor and class."""
+    pair = Pair(tmp_path, family, real_tokenizer())
+    tokens = Tokens.of(pair.facts.tokenizer, pair.facts.text.image_token)
+    encoder = Encoder([], build_template(ModelTemplate(), tokens), tokens, pair.facts.image, 512)
+    asked = (("<image>\nIs it <image>\n, héllo 世界?", (0, 1)), ("No picture.", ()), ("<image>\nWhat is it?", (4,)))
+    row = []
+    for number, (question, places) in enumerate(asked):
+        turns = (Turn("user", question), Turn("assistant", "Two circles."))
+        record = Record(tuple(png(drawn(place)) for place in places), turns)
+        row.append(Encoded(ref(number), *encoder.encode_record(record)))
+    found = pair.logits(collate([tuple(row)], pair.facts.text)).split([each.num_tokens for each in row])
+    processor = open_processor(tmp_path)
+    for (question, places), each, logits_LV in zip(asked, row, found, strict=True):
+        content = stock_content(question, [drawn(place) for place in places])
+        words: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, **words
+        )
+        prompt = inputs["input_ids"][0].tolist()
+        assert each.input_ids[: len(prompt)].tolist() == prompt
+        stock = stock_inputs(each, pair.vlm, pair.facts)
+        assert not places or torch.equal(stock["pixel_values"], inputs["pixel_values"])
+        pair.stock.model.rope_deltas = None
+        with torch.no_grad():
+            torch.testing.assert_close(logits_LV, pair.stock(**stock).logits[0], rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from tests.support.bundles import make_tokenizer
+from tests.support.paths import data
 
 NATIVE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 PATCH, MERGE = 4, 2
@@ -26,6 +29,35 @@ TEMPLATE = (
 
 _CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
 CLASSES = {family: f"{name}ForConditionalGeneration" for family, name in _CLASSES.items()}
+
+
+def real_tokenizer() -> Any:
+    """Qwen2's own vocabulary, with the control tokens of its vision-language models; only under `needs_data`."""
+    from transformers import AddedToken, Qwen2TokenizerFast
+
+    place = data("tokenizers", "qwen2")
+    tokenizer = Qwen2TokenizerFast(
+        vocab=json.loads((place / "vocab.json").read_text()),
+        merges=[
+            tuple(line.split(" ", 1))
+            for line in (place / "merges.txt").read_text().splitlines()
+            if line and not line.startswith("#version")
+        ],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    return tokenizer
+
+
+def stock_content(question: str, images: Sequence[Any]) -> list[dict[str, Any]]:
+    """A question of ours as the parts of a message: images at their tags, which no line feed follows."""
+    parts: list[dict[str, Any]] = []
+    for place, text in enumerate(question.split("<image>")):
+        parts += [{"type": "image", "image": images[place - 1]}] if place else []
+        shown = text.removeprefix("\n") if place else text
+        parts += [{"type": "text", "text": shown}] if shown else []
+    return parts
 
 
 def native_processor(family: str, tokenizer: Any = None) -> Any:

@@ -28,16 +28,18 @@ def make_published(
     language: str = "llama",
     tied: bool = False,
     dtype: torch.dtype = torch.float32,
+    tokenizer: Any = None,
     **text: int,
 ) -> Path:
     """A random model of a family as `save_pretrained` writes it, with a tokenizer and its processor.
 
     Args:
+        tokenizer: at native resolution, another than a tiny one.
         text: of the LLaVA families, values of the language model's configuration that are to be others; at native
             resolution its `width`.
     """
     if family in NATIVE:
-        processor = native_processor(family)
+        processor = native_processor(family, tokenizer)
         model = native_model(family, processor.tokenizer, tied=tied, **text)
     else:
         processor = _processor(family)
