@@ -7,34 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from tools.dev.bench.scale import __main__ as command
 from tools.dev.bench.scale import beats, restore
-from tools.dev.bench.scale.__main__ import PARTS, RANKS, SLOTS, _table, main
 from tools.dev.bench.scale.cost import slope
 
 
 @pytest.mark.slow
-def test_every_part_is_measured_and_written(tmp_path: Path) -> None:
-    out = tmp_path / "scale.json"
-    main(
-        [
-            "--folder",
-            str(tmp_path / "files"),
-            "--out",
-            str(out),
-            "--layers",
-            "1",
-            "--width",
-            "64",
-            "--draws",
-            "10000000",
-        ]
-    )
+def test_every_part_is_measured_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, few = tmp_path / "scale.json", {"RANKS": (2, 16, 128), "SLOTS": (32, 128)}
+    for name, sizes in few.items():
+        monkeypatch.setattr(command, name, sizes)
+    words = ["--folder", str(tmp_path / "files"), "--out", str(out), "--layers", "1", "--width", "64"]
+    command.main([*words, "--draws", "10000000"])
     found = json.loads(out.read_text())
     parts, bounds = found["parts"], found["bounds"]
-    assert set(parts) == PARTS
-    assert parts["restore, ZeRO-3"]["ranks"] == list(RANKS)
-    assert parts["handles"]["slots a rank"] == list(SLOTS)
-    for ranks, opens in zip(RANKS, parts["restore, ZeRO-3"]["rows"]["opens"], strict=True):
+    assert set(parts) == command.PARTS
+    assert parts["restore, ZeRO-3"]["ranks"] == list(few["RANKS"])
+    assert parts["handles"]["slots a rank"] == list(few["SLOTS"])
+    for ranks, opens in zip(few["RANKS"], parts["restore, ZeRO-3"]["rows"]["opens"], strict=True):
         assert ranks <= opens < ranks + 40, "each rank's file once, and a share of them once more to hash it"
     # seconds of a model this small are those of opening files, so what holds for seconds is not asked of it
     assert [holds for line, holds in bounds.items() if "CPU" not in line] == [True] * 3
@@ -56,7 +46,7 @@ def test_a_slope_is_the_exponent_of_growth() -> None:
     assert slope([1.0, 100.0], [3.0, 300.0]) == pytest.approx(1)
     assert slope([2.0, 32.0], [5.0, 5.0]) == pytest.approx(0)
     assert slope([1.0, 10.0], [1.0, 100.0]) == pytest.approx(2)
-    assert _table([7], lambda size: {"CPU s": float(size)}, "ranks") == {
+    assert command._table([7], lambda size: {"CPU s": float(size)}, "ranks") == {
         "ranks": [7],
         "rows": {"CPU s": [7.0]},
         "slopes": {"CPU s": None},

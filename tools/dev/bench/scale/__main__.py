@@ -164,12 +164,14 @@ def _bounds(found: dict[str, dict[str, Any]]) -> list[tuple[str, bool]]:
     lines = []
     for part in ("restore, ZeRO-2", "restore, ZeRO-3"):
         seconds = dict(zip(found[part]["ranks"], found[part]["rows"]["CPU s"], strict=True))
-        lines.append((f"{part}: at 1,024 ranks at most twice the CPU seconds of 16", seconds[1024] <= 2 * seconds[16]))
+        few, many = RANKS[1], RANKS[-1]
+        line = f"{part}: at {many:,} ranks at most twice the CPU seconds of {few}"
+        lines.append((line, seconds[many] <= 2 * seconds[few]))
     opens, peak = max(found["handles"]["rows"]["opens a read"]), max(found["ledger"]["rows"]["audit, peak GB"])
     created = max(found["heartbeats"]["rows"]["created a second"])
     return [
         *lines,
-        ("opens a read below 1 % up to 1,024 slots a rank", opens < 0.01),
+        (f"opens a read below 1 % up to {SLOTS[-1]:,} slots a rank", opens < 0.01),
         ("an audit's memory below 1 GB", peak < 1.0),
         ("files created below 10 a second", created < 10),
     ]
