@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +14,7 @@ import pytest
 from sightline_packages import clash
 from tests.support.backbones import tiny_recipe, write_recipe
 from tests.support.bundles import image
-from tests.support.installed import copy_sources, fresh_environment
+from tests.support.installed import build_wheel, fresh_environment
 from tests.support.pages import PAGE_TOKENS, answer_of_page
 from tests.support.paths import REPOSITORY
 from tests.support.shards import write_set
@@ -26,6 +25,11 @@ from trainer.config.shipped import find_recipe, shipped
 def run(folder: Path, *words: str, path: Path | str = REPOSITORY) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(path)}
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture
@@ -78,12 +82,11 @@ def test_shipped_recipes_are_found_from_any_directory_and_own_ones_come_first(
 
 
 @pytest.mark.slow
-def test_installed_it_has_its_files_and_its_commands_in_any_directory(tmp_path: Path) -> None:
-    source, target = copy_sources(tmp_path / "source"), tmp_path / "site"
-    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
-    done = run(tmp_path, *pip, "--target", str(target), str(source))
+def test_installed_it_has_its_files_and_its_commands_in_any_directory(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index")
+    done = run(tmp_path, *pip, "--target", str(target), str(wheel))
     assert done.returncode == 0, done.stderr
-    shutil.rmtree(source)
     for folder, pattern in (("ds_configs", "*.json"), ("recipes", "*.yaml")):
         ours = {file.name: file.read_bytes() for file in shipped(folder).glob(pattern)}  # type: ignore[arg-type]
         assert ours
@@ -111,9 +114,11 @@ def test_installed_it_has_its_files_and_its_commands_in_any_directory(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_fresh_environment_trains_merges_quantizes_and_answers_from_another_directory(tmp_path: Path) -> None:
-    """`pip install .`, then every command as a process in a directory that knows nothing of the checkout."""
-    python, home = fresh_environment(tmp_path / "fresh"), tmp_path / "home"
+def test_a_fresh_environment_trains_merges_quantizes_and_answers_from_another_directory(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """`pip install` of the wheel, then every command as a process in a directory that knows nothing of the checkout."""
+    python, home = fresh_environment(tmp_path / "fresh", wheel), tmp_path / "home"
     write_set(home / "shards", [16])
     recipe = tiny_recipe(home, home / "shards")
     for stage in recipe["stages"].values():

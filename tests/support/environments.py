@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.support.avx512_bf16 import VARIABLE
 from tests.support.documents import opening_lines
-from tests.support.installed import copy_sources, install
+from tests.support.installed import build_wheel, copy_sources, install
 from tests.support.pages import answer_of_page
 from tests.support.paths import REPOSITORY
 from tests.support.quickstart import TINY
@@ -127,7 +127,8 @@ def make(environment: Environment) -> None:
             words += [f"{copy_sources(Path(temporary) / 'source')}[dev]", *more]
             subprocess.run([python, "-m", "pip", *words], check=True)
         ready.touch()
-    install(python)
+    with TemporaryDirectory() as temporary:
+        install(python, build_wheel(Path(temporary)))
     (site,) = folder.glob("lib/python*/site-packages")
     shutil.copyfile(Path(__file__).with_name("avx512_bf16.py"), site / "tests_avx512_bf16.py")
     line = f"import os; os.environ.get({VARIABLE!r}) and __import__('tests_avx512_bf16')\n"

@@ -29,13 +29,23 @@ def copy_sources(target: Path) -> Path:
     return target
 
 
-def install(python: str) -> None:
-    """Install the project alone into the environment of `python`, by this environment's pip."""
-    with TemporaryDirectory() as folder:
-        source = copy_sources(Path(folder) / "source")
-        command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
-        command += ["--no-build-isolation", "--force-reinstall", str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+def build_wheel(folder: Path) -> Path:
+    """The project's wheel in `folder`; nothing is left of what it was built from."""
+    with TemporaryDirectory() as temporary:
+        source = copy_sources(Path(temporary) / "source")
+        words = ["wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder)]
+        _pip(*words, str(source))
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install(python: str, wheel: Path) -> None:
+    """Install a wheel alone into the environment of `python`, by this environment's pip."""
+    _pip("--python", python, "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall", str(wheel))
+
+
+def _pip(*words: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -68,7 +78,7 @@ def environment_of(folder: Path, *packages: str) -> Path:
     return python
 
 
-def fresh_environment(folder: Path) -> Path:
+def fresh_environment(folder: Path, wheel: Path) -> Path:
     """The interpreter of a new environment with the project in it; of this one it has the libraries alone.
 
     A `.pth` file adds their directory to the path. What is installed in there in editable form is not seen: of a
@@ -77,5 +87,5 @@ def fresh_environment(folder: Path) -> Path:
     python, site = _empty_environment(folder)
     libraries = Path(sys.executable).parents[1] / site.relative_to(folder)
     (site / "libraries.pth").write_text(f"{libraries}\n")
-    install(str(python))
+    install(str(python), wheel)
     return python
