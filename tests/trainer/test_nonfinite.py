@@ -11,6 +11,7 @@ import pytest
 from models.build import read_metadata
 from models.common.errors import InputError
 from tests.support.backbones import tiny_recipe
+from tests.support.native import NATIVE
 from tests.support.poison import leap, leave_out, leave_out_batches, poison
 from tests.support.published import published_recipe
 from tests.support.ranks import run_on_ranks
@@ -25,7 +26,7 @@ ZEROS = ("zero0", "zero1", "zero2", "zero3")
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["parts", "qwen3_vl"])
+@pytest.fixture(scope="module", params=["parts", *NATIVE[1:]])
 def recipe(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
     """Four global batches over 16 of 17 samples, so that none comes twice; dropout, so that random streams count."""
     folder = tmp_path_factory.mktemp("not_finite")
