@@ -22,6 +22,9 @@ IGNORE_INDEX = -100
 """The label of a position that carries no target (PyTorch's own convention)."""
 
 
+Side = Annotated[int, Field(gt=0, le=10_000)]
+"""Of a canvas in pixels: the largest takes as many as the largest image that is read."""
+
 Name = Annotated[str, Field(min_length=1)]
 """Of something that a recipe lists."""
 
@@ -99,7 +102,7 @@ class AnyResImage(Config):
     """
 
     kind: Literal["anyres"] = "anyres"
-    pinpoints: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1)]
+    pinpoints: Annotated[tuple[tuple[Side, Side], ...], Field(min_length=1)]
     max_squares: PositiveInt | None = None
     is_tiled: ClassVar[bool] = True
     grid: ClassVar[None] = None

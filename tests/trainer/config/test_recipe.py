@@ -106,6 +106,7 @@ def test_overrides_reach_any_depth() -> None:
             ["tune.future: the model has none"],
         ),
         ("model.image={kind: anyres, pinpoints: []}", ["model.image.pinpoints", "at least 1 item"]),
+        ("model.image={kind: anyres, pinpoints: [[336, 33600]]}", ["model.image.pinpoints.0.1", "equal to 10000"]),
         ("model.image={kind: anyres, pinpoints: [[0, 336]]}", ["model.image.pinpoints.0.0", "greater than 0"]),
         ("stages.align.tune.projector.weight_decay=-1", ["weight_decay: found -1", "greater than or equal to 0"]),
         ("stages.align.tune.projector.learning_rate=1e400", ["learning_rate: found Infinity", "finite number"]),
