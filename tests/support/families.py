@@ -24,9 +24,12 @@ SIZES = ((64, 64), (90, 40), (40, 110))
 def train_and_resume(recipe: dict[str, Any]) -> None:
     """Every stage to its end; the last one also from a kill in its middle, which must give the same weights."""
     *earlier, last = recipe["stages"]
-    whole, broken = vary(recipe, "whole", last, init=None), vary(recipe, "broken", last, init=None)
+    whole, broken = recipe, vary(recipe, "broken", last, init=None)
     jobs: list[tuple[dict[str, Any], str, dict[str, Any]]] = [(recipe, stage, {}) for stage in (*earlier, last)]
-    jobs += [(whole, last, {}), (broken, last, {"stop_after": 3}), (broken, last, {})]
+    if recipe["stages"][last].get("init") is not None:
+        whole = vary(recipe, "whole", last, init=None)
+        jobs.append((whole, last, {}))
+    jobs += [(broken, last, {"stop_after": 3}), (broken, last, {})]
     run_on_ranks(1, train_all, jobs)
     assert all(loss > 0 for stage in (*earlier, last) for loss in losses(recipe, stage))
     same_weights(broken, whole, last, rtol=0, atol=0)
