@@ -69,6 +69,13 @@ class Cancel(threading.Event):
     """Ends an answer, and says why."""
 
     reason = ""
+    is_dropped = False
+    """Whether what was written is not wanted either."""
+
+    def drop(self) -> None:
+        """End it after the next token, and take away what was written. May be called from any thread."""
+        self.is_dropped = True
+        self.set()
 
     def end(self, reason: str) -> None:
         """End it after the next token; only the first reason counts. May be called from any thread."""
@@ -113,7 +120,7 @@ def reply(asker: Asker, chat: Chat, decoding: Decoding, cancel: Cancel | None = 
             if time.monotonic() - shown_s >= UPDATE_INTERVAL_S:
                 shown_s = time.monotonic()
                 yield Update(chat.answered(text))
-        if not text and cancel.reason:
+        if not text and cancel.is_set():
             raise InputError(cancel.reason)
         yield Update(chat.answered(text), cancel.reason, describe_speed(stream), stream.tokens_per_s)
     except Exception as error:

@@ -21,13 +21,15 @@ from models.common.errors import InputError
 from tools.serve import images, panel
 from tools.serve.chat import Asker, Cancel, Chat, Update, describe_error, reply, time_limit
 from tools.serve.fetch import fetch
+from tools.serve.running import Running
 from tools.serve.waiting import WaitingRoom
 
 ANSWER_S = 300.0
 """How long one answer may take."""
 _EMPTIED = "() => [[], '', '']"
 """Another image empties the chat window in the browser at once: the server's word could come after the first answer,
-and take it away. The chat itself is a new one as soon as it is asked about another image (`Chat.asked`)."""
+and take it away. The chat itself is a new one as soon as it is asked about another image (`Chat.asked`). An answer that
+was about the image before empties the window once more, as its last word (`Running.drop`)."""
 SUGGESTIONS = ("What is in the image?", "Describe the image in detail.", "How many things are there?")
 
 
@@ -47,6 +49,7 @@ class Page:
     ) -> None:
         self._predictor, self._folder, self._asker, self._rows = predictor, folder, asker, rows
         self._speeds: deque[float] = deque(maxlen=50)
+        self._running = Running()
         with gr.Blocks(title="Sightline", analytics_enabled=False) as self.blocks:
             self._chat = gr.State(Chat())
             gr.HTML(panel.header(predictor), padding=False)
@@ -60,6 +63,7 @@ class Page:
             self._connect()
         self.blocks.queue(default_concurrency_limit=4)
         self.waiting = self.blocks._queue = WaitingRoom.instead_of(self.blocks._queue)
+        self.waiting.when_left = self._running.stop
 
     def _build_image(self, examples: Sequence[Path]) -> None:
         self._image = gr.Image(
@@ -123,60 +127,65 @@ class Page:
             "concurrency_limit": self._rows,
             "concurrency_id": "model",
             "show_progress": "hidden",
+            "trigger_mode": "multiple",  # by default a browser says nothing of what is asked before it knows of an end
         }
-        ask = self._question.submit(
-            self._ask, [self._chat, self._image, self._question, *decoding], shown, api_name="ask", **together
-        )
-        again = self._chatbot.retry(self._again, [self._chat, *decoding], shown, api_name="again", **together)
-        self._question.stop(self._stopped, None, self._question, cancels=[ask, again], queue=False)
-        self._chatbot.example_select(_chosen, None, self._question, queue=False, api_visibility="private").then(
-            self._ask,
-            [self._chat, self._image, self._question, *decoding],
-            shown,
-            api_visibility="private",
-            **together,
-        )
+        beside: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        asked = [self._chat, self._image, self._question, *decoding]
+        self._question.submit(self._ask, asked, shown, api_name="ask", **together)
+        self._chatbot.retry(self._again, [self._chat, *decoding], shown, api_name="again", **together)
+        self._question.stop(self._stop, None, None, **beside)
+        chosen = self._chatbot.example_select(_chosen, None, self._question, **beside)
+        chosen.then(self._ask, asked, shown, api_visibility="private", **together)
         fresh = [self._chat, self._chatbot, self._notice, self._status]
-        self._chatbot.clear(_fresh, None, fresh, queue=False, api_name="clear")
+        self._chatbot.clear(self._fresh, None, fresh, queue=False, api_name="clear")
         self._image.upload(self._uploaded, self._image, [self._image, self._image_notice], api_visibility="private")
         self._image.clear(lambda: "", None, self._image_notice, queue=False, api_visibility="private")
         emptied = [self._chatbot, self._notice, self._status]
         self._image.change(None, None, emptied, js=_EMPTIED, api_visibility="private")
+        self._image.change(self._left, self._image, None, **beside)
         self._address.submit(
             self._fetched, self._address, [self._image, self._address, self._image_notice], api_name="fetch"
         )
 
-    def _ask(self, chat: Chat, image: str | None, question: str, *decoding: float) -> Iterator[tuple[Any, ...]]:
+    def _ask(
+        self, request: gr.Request, chat: Chat, image: str | None, question: str, *decoding: float
+    ) -> Iterator[tuple[Any, ...]]:
         try:
             if image:
                 images.check_image(Path(image))
             asked, settings = chat.asked(image, question), _decoding(*decoding)
         except InputError as error:
-            yield self._rejected(chat, error)
+            yield self._rejected(error)
             return
-        yield from self._show(asked, settings)
+        yield from self._show(_session(request), asked, settings)
 
-    def _again(self, chat: Chat, *decoding: float) -> Iterator[tuple[Any, ...]]:
+    def _again(self, request: gr.Request, chat: Chat, *decoding: float) -> Iterator[tuple[Any, ...]]:
         try:
             before, settings = chat.again(), _decoding(*decoding)
         except InputError as error:
-            yield self._rejected(chat, error)
+            yield self._rejected(error)
             return
-        yield from self._show(before, settings)
+        yield from self._show(_session(request), before, settings)
 
-    def _show(self, chat: Chat, decoding: Decoding) -> Iterator[tuple[Any, ...]]:
+    def _show(self, session: str, chat: Chat, decoding: Decoding) -> Iterator[tuple[Any, ...]]:
         question = gr.Textbox(value="", submit_btn=False, stop_btn=True)
         update, cancel = Update(chat), Cancel()
-        with time_limit(cancel, ANSWER_S):
-            for update in reply(self._asker, chat, decoding, cancel):
-                yield self._shown(update, question)
-                question = gr.skip()
+        try:
+            with self._running.written(session, chat.image, cancel), time_limit(cancel, ANSWER_S):
+                for update in reply(self._asker, chat, decoding, cancel):
+                    if cancel.is_dropped:
+                        break
+                    yield self._shown(update, question)
+                    question = gr.skip()
+        except InputError as error:
+            yield self._rejected(error)
+            return
         if update.tokens_per_s is not None:
             self._speeds.append(update.tokens_per_s)
-        yield self._shown(update, _idle())
+        yield self._shown(Update(Chat()) if cancel.is_dropped else update, _idle())
 
-    def _rejected(self, chat: Chat, error: InputError) -> tuple[Any, ...]:
-        return self._shown(Update(chat, error=str(error)), gr.skip())
+    def _rejected(self, error: InputError) -> tuple[Any, ...]:
+        return gr.skip(), gr.skip(), gr.skip(), panel.notice(str(error)), gr.skip(), gr.skip()
 
     def _shown(self, update: Update, question: Any) -> tuple[Any, ...]:
         return (
@@ -188,8 +197,16 @@ class Page:
             panel.facts(self._predictor, self._speeds),
         )
 
-    def _stopped(self) -> Any:
-        return _idle()
+    def _stop(self, request: gr.Request) -> None:
+        self._running.stop(_session(request))
+
+    def _left(self, request: gr.Request, image: str | None) -> None:
+        """Nobody waits for what is being said of another image."""
+        self._running.drop(_session(request), but_about=image)
+
+    def _fresh(self, request: gr.Request) -> tuple[Chat, list[Any], str, str]:
+        self._running.drop(_session(request))
+        return Chat(), [], "", ""
 
     def _uploaded(self, image: str | None) -> tuple[Any, str]:
         """Check an upload immediately, not at the first question."""
@@ -249,5 +266,5 @@ def _chosen(event: gr.SelectData) -> str:
     return str(event.value["text"])
 
 
-def _fresh() -> tuple[Chat, list[Any], str, str]:
-    return Chat(), [], "", ""
+def _session(request: gr.Request) -> str:
+    return str(request.session_hash)

@@ -77,6 +77,8 @@ class WaitingRoom(Queue):
         self.shares, self.is_closing = shares, False
         self._turns: LRUCache[str, float] = LRUCache(10_000)
         """When each address was last answered."""
+        self.when_left: Callable[[str], None] = lambda session: None
+        """Told of a session whose messages nobody takes any more."""
 
     @classmethod
     def instead_of(cls, queue: Queue, shares: Shares = Shares()) -> WaitingRoom:
@@ -116,6 +118,12 @@ class WaitingRoom(Queue):
             if body.session_hash not in self.pending_messages_per_session:
                 self.pending_messages_per_session[body.session_hash] = Mailbox()
             return await super().push(body, request, username)
+
+    async def clean_events(self, *, session_hash: str | None = None, event_id: str | None = None) -> None:
+        """See Gradio's own, which lets what runs go on until its next output: a beam search has one, at its end."""
+        await super().clean_events(session_hash=session_hash, event_id=event_id)
+        if session_hash is not None:
+            self.when_left(session_hash)
 
     def get_events(self) -> tuple[list[Event], bool, str] | None:
         """The next to be answered: of those that are listened to, one of the address whose turn was longest ago."""
