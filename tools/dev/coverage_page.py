@@ -29,10 +29,6 @@ MISSING = "(say why)"
 _ROW = re.compile(r"^\| `(?P<module>[\w/.]+)` \| [\d,]+ \| \d+ % \| (?P<reason>.+) \|$", re.MULTILINE)
 
 _PAGE = """\
----
-orphan: true
----
-
 # Coverage
 
 `make coverage` runs the tests of `make test-fast`, counts which lines they reach, also in processes that they start,
