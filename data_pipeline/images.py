@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,8 +146,9 @@ def _opened(source: bytes | Path | str) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise ImageError(f"no image at {where}") from None
-    except Image.DecompressionBombError:  # Pillow's own limit, which is looked at first, and is a higher one
-        raise ImageError(f"{where} has more than {limits.MAX_PIXELS} pixels, which are refused") from None
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which is looked at first, and is a higher one
+        found = re.search(r"\d+", str(error))
+        raise ImageError(limits.too_many_pixels(found[0] if found else "too many", where)) from None
     except UnidentifiedImageError:  # its own message is the address of a buffer
         raise ImageError(f"{where} cannot be decoded: {_looks_like(head)}") from None
     except Exception as error:  # decoders raise anything on malformed bytes: struct.error, SyntaxError, ValueError …

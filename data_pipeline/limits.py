@@ -63,10 +63,15 @@ def check_bytes(num_bytes: int, where: str) -> None:
         raise ImageError(f"{where} has {num_bytes / 1e6:.0f} MB; more than {MAX_BYTES / 1e6:.0f} MB are refused")
 
 
+def too_many_pixels(number: str, where: str) -> str:
+    """The line about an image of so many pixels."""
+    return f"{where} has {number} pixels; more than {MAX_PIXELS} are refused"
+
+
 def check_size(width: int, height: int, where: str) -> None:
     """Raise ImageError for too many pixels, or too long and thin an image."""
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{where} has {width} x {height} pixels; more than {MAX_PIXELS} are refused")
+        raise ImageError(too_many_pixels(f"{width} x {height}", where))
     if min(width, height) < 1:
         raise ImageError(f"{where} has {width} x {height} pixels: there is nothing to see")
     if max(width, height) > MAX_PROPORTION * min(width, height):

@@ -150,7 +150,7 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     small = encoded(Image.new("L", (1, 1)), "PNG")
     header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + small[24:29]
     bomb = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
-    with pytest.raises(ImageError, match=r"30000 x 30000|bomb"):
+    with pytest.raises(ImageError, match="900000000 pixels"):
         open_image(bomb)
 
 
