@@ -137,7 +137,7 @@ def opening_space(bundle: Path, template: str) -> str:
     stored = read_json(bundle, "tokenizer.json")
     if adds_a_space(stored) is not False:
         return ""
-    tokenizer = AutoTokenizer.from_pretrained(bundle)
+    tokenizer = AutoTokenizer.from_pretrained(bundle, trust_remote_code=False)
     asked = [{"role": "user", "content": "?"}]
     prompt = str(tokenizer.apply_chat_template(asked, chat_template=template, tokenize=False))
     return "" if prompt.startswith(tuple(tokenizer.all_special_tokens)) else "{{ ' ' }}"
