@@ -87,16 +87,19 @@ class StageCheck:
             self._report.fault(str(error))
 
     def _find_parts(self) -> tuple[PartFacts, PartFacts] | None:
-        found = []
-        for config in (self._recipe.model.vision, self._recipe.model.language):
+        found, faults = [], []
+        for name in ("vision", "language"):
             try:
+                config = getattr(self._recipe.model, name)  # of a published model read from its files here
                 part = config.facts(find_part)
                 config.check_weights(find_part)
             except InputError as error:
-                self._report.fault(str(error))
+                faults.append(str(error))
                 continue
             self._report.fact(part.source)
             found.append(part)
+        for fault in dict.fromkeys(faults):  # both parts of one model that is not there have the same
+            self._report.fault(fault)
         return (found[0], found[1]) if len(found) == 2 else None
 
     def _count_parts(self) -> dict[str, PartCount] | None:

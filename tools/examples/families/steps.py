@@ -1,6 +1,6 @@
 """What `make families` runs: shared data and backbones, then each tiny config's stages, bundle and scores.
 
-    shared: world --> clip, vit, text encoder, language, open_clip; tars of it      made once, used by every one
+    shared: worlds --> clip, vit, text encoder, languages, open_clip, native; tars    made once, used by every one
     each: its recipe with paths under RUN --> stages --> bundle --> scores
 
 A new family is one line of TINY_CONFIGS. Owns the commands; how they are run and remembered is the quickstart's runner.
@@ -27,8 +27,8 @@ class TinyConfig:
 
     recipe: str
     needs: tuple[str, ...]
-    held_out: str = "world"
-    """The shared world whose exam it is scored on."""
+    held_out: tuple[str, ...] = ("world",)
+    """The shared worlds whose exams it is scored on."""
     speculates: bool = False
 
 
@@ -42,10 +42,15 @@ TINY_CONFIGS = (
     TinyConfig(
         "qwen3b_vit_mlp_anyres_tiny",
         ("clip", "language", "shards_2x align", "shards_2x lora"),
-        held_out="world_2x",
+        held_out=("world_2x",),
     ),
     TinyConfig("openclip_decoder_mtp_tiny", ("open_clip", "language", "shards lora"), speculates=True),
     TinyConfig("llava15_tiny", ("clip", "language", "shards align", "shards lora")),
+    TinyConfig(
+        "qwen3vl_tiny",
+        ("native", "shards align", "shards lora", "shards_2x align", "shards_2x lora"),
+        held_out=("world", "world_2x"),
+    ),
 )
 
 
@@ -58,6 +63,7 @@ class FamilySizes(Config):
     clip_steps: int | None = None
     vit_steps: int | None = None
     language_steps: int | None = None
+    native_steps: int | None = None
     overrides: tuple[str, ...] = ()
     """Appended to every training command."""
 
@@ -81,23 +87,32 @@ def _python(module: str, *arguments: object) -> tuple[str, ...]:
 
 def _shared(place: Path, sizes: FamilySizes, seed: int) -> list[Step]:
     """World, backbones and tars; the 2x world has the same scenes, twice as wide and high."""
-    world, scenes = place / "world", ("--scenes", sizes.num_scenes, "--held-out", sizes.num_held_out)
+    world, larger = place / "world", place / "world_2x"
+    scenes, qwen3 = ("--scenes", sizes.num_scenes, "--held-out", sizes.num_held_out), ("--kind", "qwen3")
 
-    def synthetic(name: str, verb: str, *arguments: object, needs: str = "world") -> Step:
-        return Step(name, _python("tools.toy", verb, *arguments), (place / name,), (needs,) if needs else ())
+    def synthetic(name: str, verb: str, *arguments: object, needs: tuple[str, ...] = ("world",)) -> Step:
+        return Step(name, _python("tools.toy", verb, *arguments), (place / name,), needs)
 
     def steps_of(number: int | None) -> tuple[object, ...]:
         return () if number is None else ("--steps", number)
 
     draw, seeded = ("--seed", seed), ("--seed", seed)
     backbones = [
-        synthetic("world", "world", world, *scenes, *draw, needs=""),
-        synthetic("world_2x", "world", place / "world_2x", *scenes, *draw, "--scale", 2, needs=""),
+        synthetic("world", "world", world, *scenes, *draw, needs=()),
+        synthetic("world_2x", "world", larger, *scenes, *draw, "--scale", 2, needs=()),
         synthetic("clip", "clip", world, place / "clip", *seeded, *steps_of(sizes.clip_steps)),
         synthetic("vit", "vit", world, place / "vit", *seeded, *steps_of(sizes.vit_steps)),
         synthetic("text_encoder", "text-encoder", world, place / "text_encoder", *seeded),
         synthetic("language", "language", world, place / "language", *seeded, *steps_of(sizes.language_steps)),
-        synthetic("open_clip", "open-clip", place / "clip", place / "open_clip", needs="clip"),
+        synthetic("open_clip", "open-clip", place / "clip", place / "open_clip", needs=("clip",)),
+        synthetic("qwen3", "language", world, place / "qwen3", *seeded, *steps_of(sizes.language_steps), *qwen3),
+        synthetic(
+            "native",
+            "qwen3-vl",
+            *(place / "qwen3", place / "native", *seeded, *steps_of(sizes.native_steps)),
+            *("--worlds", world, larger),
+            needs=("world", "world_2x", "qwen3"),
+        ),
     ]
     tars = []
     for drawn, kind in (("world", "shards"), ("world_2x", "shards_2x")):
@@ -145,7 +160,7 @@ def _steps_of(config: TinyConfig, run: Path, sizes: FamilySizes) -> list[Step]:
         ),
     ]
     if config.speculates:
-        folder = run / "shared" / config.held_out / "held_out"
+        folder = run / "shared" / config.held_out[0] / "held_out"
         asked = ("--images", folder / "images", "--limit", 100)
         out = home / "speculation.json"
         command = _python("eval.speculate", bundle, *asked, "--out", out)
@@ -154,14 +169,21 @@ def _steps_of(config: TinyConfig, run: Path, sizes: FamilySizes) -> list[Step]:
 
 
 def write_suite(config: TinyConfig, run: Path, sizes: FamilySizes) -> Path:
-    """The exam of one config, as eval.run's suite: questions with the right images and with exchanged ones."""
-    held_out = run / "shared" / config.held_out / "held_out"
-    task = (
-        f"kind: vqa, questions: {held_out / 'questions.json'}, annotations: {held_out / 'annotations.json'}, "
-        f"images: {held_out / 'images'}, limit: {sizes.num_scored}"
-    )
+    """The exam of one config, as eval.run's suite: questions with the right images and with exchanged ones.
+
+    Of several worlds, tasks beyond the first world's have its name.
+    """
+    lines = []
+    for world in config.held_out:
+        held_out = run / "shared" / world / "held_out"
+        task = (
+            f"kind: vqa, questions: {held_out / 'questions.json'}, annotations: {held_out / 'annotations.json'}, "
+            f"images: {held_out / 'images'}, limit: {sizes.num_scored}"
+        )
+        for shuffled in (False, True):
+            named = "" if world == config.held_out[0] else f", name: vqa_{world}{'_shuffled' if shuffled else ''}"
+            lines.append(f"- {{{task}, shuffle_pictures: {str(shuffled).lower()}{named}}}\n")
     file = run / "recipes" / f"{config.recipe}_suite.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"- {{{task}, shuffle_pictures: {shuffled}}}\n" for shuffled in ("false", "true")]
     file.write_text("".join(lines), encoding="utf-8")
     return file

@@ -24,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_language(verbs.add_parser("language", help="pretrain a tiny language model on a world's text"))
     _add_vit(verbs.add_parser("vit", help="pretrain a tiny ViT on what a world's images show"))
     _add_text_encoder(verbs.add_parser("text-encoder", help="write a fresh tiny DistilBERT with a world's vocabulary"))
+    _add_native(verbs.add_parser("qwen3-vl", help="pretrain a tower on worlds of several sizes; join it with a Qwen3"))
     _add_open_clip(verbs.add_parser("open-clip", help="write a tiny CLIP as open_clip saves one"))
     _add_llama2c(verbs.add_parser("import-llama2c", help="turn a llama2.c model into a Hugging Face directory"))
     return parser
@@ -52,7 +53,27 @@ def _add_clip(parser: argparse.ArgumentParser) -> None:
 def _add_language(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("world", type=Path, help="a folder that `world` made")
     _add_pretraining(parser, steps=150, batch_size=64)
+    parser.add_argument("--kind", choices=("llama", "qwen3"), default="llama", help="(default %(default)s)")
     parser.set_defaults(run=_language)
+
+
+def _add_native(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("language", type=Path, help="a folder that `language --kind qwen3` made")
+    _add_pretraining(parser, steps=300, batch_size=64)
+    parser.add_argument("--worlds", type=Path, nargs="+", required=True, help="folders that `world` made")
+    parser.set_defaults(run=_native)
+
+
+def _native(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from tools.examples.synthetic.native import make_native
+
+    torch.set_num_threads(arguments.threads)
+    trained = (arguments.steps, arguments.batch_size, arguments.seed)
+    reached = make_native(arguments.worlds, arguments.out, *trained, language=arguments.language)
+    print(f"wrote {arguments.out}: {_figures(reached)}")
+    return 0
 
 
 def _add_open_clip(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +154,8 @@ def _language(arguments: argparse.Namespace) -> int:
     from tools.examples.synthetic.language import pretrain_language
 
     torch.set_num_threads(arguments.threads)
-    reached = pretrain_language(arguments.world, arguments.out, arguments.steps, arguments.batch_size, arguments.seed)
+    trained = (arguments.steps, arguments.batch_size, arguments.seed)
+    reached = pretrain_language(arguments.world, arguments.out, *trained, kind=arguments.kind)
     print(f"wrote {arguments.out}: {_figures(reached)}")
     return 0
 

@@ -110,12 +110,13 @@ def read_captions(world: Path) -> tuple[list[Path], list[list[str]]]:
 
 
 def load_pixels(images: Sequence[Path]) -> Any:
-    """All images as bytes, (N, 3, SIDE, SIDE): 12,000 of them take 150 MB."""
+    """All images as bytes, (N, 3, S, S), which have one size: 12,000 of 48 pixels take 150 MB."""
     import numpy as np
     import torch
     from PIL import Image
 
-    pixels_NHWC = np.empty((len(images), SIDE, SIDE, 3), dtype=np.uint8)
+    with Image.open(images[0]) as first:
+        pixels_NHWC = np.empty((len(images), first.height, first.width, 3), dtype=np.uint8)
     for index, path in enumerate(images):
         with Image.open(path) as image:
             pixels_NHWC[index] = np.asarray(image.convert("RGB"))

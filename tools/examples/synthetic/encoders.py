@@ -1,4 +1,4 @@
-"""The other two backbones of the synthetic world: a ViT trained on labels, and an untrained text encoder.
+"""Two more backbones of the synthetic world: a ViT trained on labels, and an untrained text encoder.
 
 Owns a ViTModel trained to classify the shape at each place (as ViT-B/16 on ImageNet's classes), and a DistilBERT with
 random weights and a WordPiece vocabulary of the captions, for a Q-Former to start from. Both are Hugging Face folders.
@@ -57,7 +57,7 @@ def pretrain_vit(world: Path, out: Path, steps: int, batch_size: int, seed: int)
         torch.manual_seed(seed)
         model = build_vit(EncoderSize())
         batches = _draw(len(images) - NUM_CHECKED, batch_size, random.Random(f"{seed}:vit"))
-        losses = (_loss(model(pixels_NCHW[chosen_B]), labels_NPA[chosen_B]) for chosen_B in batches)
+        losses = (sum_of_losses(model(pixels_NCHW[chosen_B]), labels_NPA[chosen_B]) for chosen_B in batches)
         train_loss = fit(model, losses, steps, Schedule(2e-3), "vit")
         right = examine(model, pixels_NCHW[-NUM_CHECKED:], labels_NPA[-NUM_CHECKED:])
         reached = {"steps": steps, "train_loss": train_loss, "places_right": right}
@@ -118,7 +118,8 @@ def _draw(num: int, batch_size: int, rng: random.Random) -> Iterator[Any]:
         yield torch.tensor(rng.sample(range(num), min(batch_size, num)))
 
 
-def _loss(logits: Sequence[Any], labels_BPA: Any) -> Any:
+def sum_of_losses(logits: Sequence[Any], labels_BPA: Any) -> Any:
+    """The mean cross-entropies of the attributes, added up."""
     import torch
 
     losses = [

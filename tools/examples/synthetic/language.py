@@ -1,8 +1,8 @@
 """A tiny causal language model that reads only text: its tokenizer, its pretraining, and its folder on disk.
 
-Owns a byte-level BPE with a chat template of three tokens a turn (none for images), and a Llama of a few layers. It is
-trained on text.jsonl to imitate questions and answers, which it can only guess: it never sees an image. Aligning it
-with images is the projector's task.
+Owns a byte-level BPE with a chat template of three tokens a turn (none for images), and a Llama (or Qwen3) of a few
+layers. It is trained on text.jsonl to imitate questions and answers, which it can only guess: it never sees an image.
+Aligning it with images is the projector's task.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class LanguageSize:
-    """The Llama's shape; its output matrix is not tied to its embedding."""
+    """The model's shape; its output matrix is not tied to its embedding."""
 
     vocab_size: int = 512
     hidden_size: int = 64
@@ -53,8 +53,10 @@ class Row(NamedTuple):
     spoken: list[bool]
 
 
-def pretrain_language(world: Path, out: Path, steps: int, batch_size: int, seed: int) -> dict[str, float]:
-    """Train tokenizer and model on `world`/text.jsonl; write a Hugging Face folder with reached.json in it.
+def pretrain_language(
+    world: Path, out: Path, steps: int, batch_size: int, seed: int, *, kind: str = "llama"
+) -> dict[str, float]:
+    """Train tokenizer and model (one of KINDS) on `world`/text.jsonl; write a Hugging Face folder with reached.json.
 
     Returns the loss per answer token and the share of answers that are exactly right (each token the most likely one,
     given those before it), on texts that were not trained on.
@@ -66,7 +68,7 @@ def pretrain_language(world: Path, out: Path, steps: int, batch_size: int, seed:
     with new_directory(out, replace=False) as folder:
         tokenizer = train_tokenizer([message["content"] for text in learnt for message in text])
         torch.manual_seed(seed)
-        model = build_language(LanguageSize(), tokenizer)
+        model = build_language(LanguageSize(), tokenizer, kind)
         rows = [encode(tokenizer, text) for text in learnt]
         drawn = draw_batches(rows, batch_size, random.Random(f"{seed}:language"))
         batches = (collate(batch, tokenizer.pad_token_id) for batch in drawn)
@@ -112,17 +114,22 @@ def train_tokenizer(contents: Sequence[str]) -> Any:
     return tokenizer
 
 
-def build_language(size: LanguageSize, tokenizer: Any) -> Any:
-    """A fresh Llama from PyTorch's current random state."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+KINDS = {"llama": "Llama", "qwen3": "Qwen3"}
+"""The kinds of language model -> what their classes in transformers begin with."""
 
-    config = LlamaConfig(
+
+def build_language(size: LanguageSize, tokenizer: Any, kind: str) -> Any:
+    """A fresh model from PyTorch's current random state."""
+    import transformers
+
+    config = getattr(transformers, f"{KINDS[kind]}Config")(
         vocab_size=len(tokenizer),
         hidden_size=size.hidden_size,
         intermediate_size=size.intermediate_size,
         num_hidden_layers=size.num_layers,
         num_attention_heads=size.num_heads,
         num_key_value_heads=size.num_heads,
+        head_dim=size.hidden_size // size.num_heads,
         max_position_embeddings=size.max_positions,
         initializer_range=size.initializer_range,
         tie_word_embeddings=False,
@@ -130,7 +137,7 @@ def build_language(size: LanguageSize, tokenizer: Any) -> Any:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    return getattr(transformers, f"{KINDS[kind]}ForCausalLM")(config)
 
 
 def encode(tokenizer: Any, messages: Sequence[dict[str, str]]) -> Row:
