@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.paths import REPOSITORY
 from tools.dev.bench.scale import __main__ as command
 from tools.dev.bench.scale import beats, restore
 from tools.dev.bench.scale.cost import slope
 
 
 @pytest.mark.slow
-def test_every_part_is_measured_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, few = tmp_path / "scale.json", {"RANKS": (2, 16, 128), "SLOTS": (32, 128)}
-    for name, sizes in few.items():
-        monkeypatch.setattr(command, name, sizes)
+def test_every_part_is_measured_and_written(tmp_path: Path) -> None:
+    """In a process of its own: an audit's memory is that of the whole process."""
+    out, ranks, slots = tmp_path / "scale.json", (2, 16, 128), (32, 128)
     words = ["--folder", str(tmp_path / "files"), "--out", str(out), "--layers", "1", "--width", "64"]
-    command.main([*words, "--draws", "10000000"])
+    script = (
+        "from tools.dev.bench.scale import __main__ as command\n"
+        f"command.RANKS, command.SLOTS = {ranks}, {slots}\n"
+        f"command.main({[*words, '--draws', '10000000']})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     parts, bounds = found["parts"], found["bounds"]
     assert set(parts) == command.PARTS
-    assert parts["restore, ZeRO-3"]["ranks"] == list(few["RANKS"])
-    assert parts["handles"]["slots a rank"] == list(few["SLOTS"])
-    for ranks, opens in zip(few["RANKS"], parts["restore, ZeRO-3"]["rows"]["opens"], strict=True):
-        assert ranks <= opens < ranks + 40, "each rank's file once, and a share of them once more to hash it"
+    assert parts["restore, ZeRO-3"]["ranks"] == list(ranks)
+    assert parts["handles"]["slots a rank"] == list(slots)
+    for num, opens in zip(ranks, parts["restore, ZeRO-3"]["rows"]["opens"], strict=True):
+        assert num <= opens < num + 40, "each rank's file once, and a share of them once more to hash it"
     # seconds of a model this small are those of opening files, so what holds for seconds is not asked of it
     assert [holds for line, holds in bounds.items() if "CPU" not in line] == [True] * 3
     assert not (tmp_path / "files").exists()
