@@ -221,6 +221,15 @@ def _write_processor(folder: Path, tokenizer: Any, size: NativeSize, sides: Sequ
     )
     processor = Qwen3VLImagesProcessor(image_processor=images, tokenizer=tokenizer, chat_template=CHAT_TEMPLATE)
     processor.save_pretrained(folder)
+    shared = {name: getattr(images, name) for name in ("patch_size", "merge_size", "temporal_patch_size", "size")}
+    video = {
+        **shared,
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+        "video_processor_type": "Qwen3VLVideoProcessor",
+    }
+    file = folder / "video_preprocessor_config.json"  # without it transformers and vLLM open no Qwen3-VL
+    file.write_text(json.dumps(video, default=dict, indent=2) + "\n", encoding="utf-8")
     for file in folder.glob("*.json"):
         if "VLImagesProcessor" in (written := file.read_text(encoding="utf-8")):
             file.write_text(written.replace("VLImagesProcessor", "VLProcessor"), encoding="utf-8")

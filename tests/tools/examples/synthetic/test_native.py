@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def test_its_own_class_opens_it_and_its_processor_leaves_images_as_they_are(nati
     model, found = Qwen3VLForConditionalGeneration.from_pretrained(native, output_loading_info=True)
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
+    assert json.loads((native / "video_preprocessor_config.json").read_text())["size"]["shortest_edge"] == 48 * 48
     tokenizer = AutoTokenizer.from_pretrained(native)
     processor = Qwen3VLImagesProcessor(
         image_processor=Qwen2VLImageProcessorPil.from_pretrained(native),
