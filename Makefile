@@ -163,7 +163,7 @@ environments: $(READY)
 lmms: $(READY)
 	rm -rf build/lmms && mkdir -p build && $(PYTHON) -m venv build/lmms
 	build/lmms/bin/python -m pip install --quiet $(if $(WHEELS),--find-links $(WHEELS)) \
-		torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)') 'lmms-eval>=0.7.3' 'transformers>=5.23,<6' \
+		torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)') 'lmms-eval>=0.7.3' 'transformers>=5.23,<5.24' \
 		'filelock<4.3' decord 'bitsandbytes>=0.50,<0.51'
 	build/lmms/bin/python -m pip uninstall --quiet --yes torchvision
 	build/lmms/bin/python -m pip install --quiet --no-deps .
