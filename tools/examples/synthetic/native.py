@@ -19,6 +19,7 @@ from typing import Any
 
 from models.common.errors import InputError
 from models.common.files import new_directory
+from models.common.source import directory_of
 from tools.examples.synthetic.clip import MEAN, STD, load_pixels, read_captions
 from tools.examples.synthetic.encoders import NUM_CHECKED, POSITION_SCALE, WORDS, examine, labels, sum_of_losses
 from tools.examples.synthetic.language import END
@@ -64,8 +65,9 @@ def make_native(
     from models.opening import open_language
 
     size = NativeSize()
-    tokenizer = with_image_tokens(AutoTokenizer.from_pretrained(language, trust_remote_code=False))
-    base = open_language(language, torch.float32)
+    directory = directory_of(str(language))
+    tokenizer = with_image_tokens(AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
+    base = open_language(directory, torch.float32)
     if base.config.model_type != "qwen3":
         raise InputError(f"{language}: a {base.config.model_type}; make one with --kind qwen3")
     drawn = [_read(world) for world in worlds]

@@ -64,6 +64,8 @@ def test_another_kind_of_language_model_is_refused(native: Path, capsys: pytest.
     words = ["qwen3-vl", str(native.with_name("llama")), str(native.with_name("none")), "--steps", "1"]
     assert run_cli(main, [*words, "--worlds", str(native.with_name("world"))]) == 2
     assert "a llama; make one with --kind qwen3" in capsys.readouterr().err
+    assert run_cli(main, ["qwen3-vl", str(native.with_name("gone")), *words[2:], "--worlds", str(native)]) == 2
+    assert "gone: no such directory" in capsys.readouterr().err
     assert not native.with_name("none").exists()
 
 
