@@ -41,11 +41,13 @@ def _left_in_cgroups() -> Iterator[int]:
 
 _NO_MEMORY = re.compile(
     r"\bCUDA error: out of memory\b|\bCuda failure \d+ 'out of memory'|\bCUBLAS_STATUS_ALLOC_FAILED\b"
+    r"|\bFailed to CUDA (host )?[cm]?alloc( async)? \d+ bytes"
     r"|\bDefaultCPUAllocator: (can't allocate memory|not enough memory)"
 )
 """Where memory runs out outside of torch's caching allocator, which raises a type of its own: CUDA's own calls
-(c10/cuda/CUDAException.h), NCCL's buffers (`CUDACHECK` in NCCL's src/include/checks.h, "Cuda failure 2 'out of memory'"
-in `ncclUnhandledCudaError`), cuBLAS's workspace, and the host (c10/core/impl/alloc_cpu.cpp)."""
+(c10/cuda/CUDAException.h), NCCL's buffers (in `ncclUnhandledCudaError`: `CUDACHECK` in NCCL's src/include/checks.h,
+"Cuda failure 2 'out of memory'", and src/include/alloc.h, "Failed to CUDA calloc async 4 bytes", as an H200 with NCCL
+2.28 said it), cuBLAS's workspace, and the host (c10/core/impl/alloc_cpu.cpp)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -93,7 +93,7 @@ def decode(device: str, folder: Path) -> None:
     for _ in range(2):
         assert recorded.answer([query], SHORT) == plain.answer([query], SHORT)
     assert recorded._pool is not None
-    assert recorded._pool._idle[0]._graph is not None
+    assert recorded._pool._idle[0]._graphs
 
 
 def test_a_recorded_decode_answers_as_a_plain_one(tmp_path: Path) -> None:

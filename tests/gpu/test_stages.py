@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from models.common.exit_codes import ExitCode
-from tests.support.backbones import tiny_recipe, write_recipe
+from tests.support.backbones import make_language, tiny_recipe, write_recipe
 from tests.support.ranks import run_on_ranks
 from tests.support.shards import write_set
 from tests.support.training import losses, same_weights, train_all, vary
@@ -50,12 +50,14 @@ def command(recipe: Path, rank: int, world_size: int, port: int, **environment: 
 
 @pytest.mark.parametrize("zero", ZEROS)
 def test_a_zero_stage_steps_as_on_the_cpu(recipe: dict[str, Any], zero: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fp32: sums in another order, and Adam's first steps, which enlarge the last bits."""
+    """In fp32: sums in another order at first, and then Adam's first steps, which enlarge the last bits."""
     on_gpu, on_cpu = (vary(recipe, f"{zero}_{where}", "lora", engine__zero=zero) for where in ("gpu", "cpu"))
     train(1, [on_gpu])
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     train(1, [on_cpu])
-    assert losses(on_gpu, "lora") == pytest.approx(losses(on_cpu, "lora"), rel=1e-4)
+    ours, expected = losses(on_gpu, "lora"), losses(on_cpu, "lora")
+    assert ours[0] == pytest.approx(expected[0], rel=1e-5)
+    assert ours == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("zero", ["zero2", "zero3", "zero3_offload"])
@@ -77,8 +79,13 @@ def test_resumed_twice_is_uninterrupted(recipe: dict[str, Any]) -> None:
 
 
 def test_memory_that_runs_out_is_one_line_and_code_2(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """512 rows of a model of 150 million weights need 23 GB, by preflight."""
+    make_language(tmp_path / "wide", width=1024, num_layers=16)
+    recipe["model"]["language"]["path"] = str(tmp_path / "wide")
+    write_set(tmp_path / "many", [600])
+    recipe["stages"]["lora"]["data"]["sources"][0]["path"] = str(tmp_path / "many")
     free, _ = torch.cuda.mem_get_info()
-    held = torch.empty(int(free - 0.9e9), dtype=torch.uint8, device="cuda")
+    held = torch.empty(int(free - 6e9), dtype=torch.uint8, device="cuda")
     file = write_recipe(
         tmp_path / "recipe.yaml", vary(recipe, "oom", "lora", batch__global_rows=512, batch__micro_rows=512)
     )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext, ForkServerContext
 from typing import Any
 
 from tests.support.patience import GUARD_S
@@ -23,12 +23,18 @@ def run_on_ranks(
     """`function(ranks, *arguments)` on every rank; it must be importable. An exception on any rank is raised here."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(choose_port())}
     environment = {**os.environ, "WORLD_SIZE": str(world_size), **meeting}
-    with ProcessPoolExecutor(world_size, mp_context=forkserver_context()) as pool:
+    with ProcessPoolExecutor(world_size, mp_context=_context()) as pool:
         futures = [
             pool.submit(_one_rank, environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, function, arguments)
             for rank in range(world_size)
         ]
         return [future.result(timeout=GUARD_S) for future in futures]
+
+
+def _context() -> BaseContext:
+    """A GPU cannot be used in a process forked from one that has looked for it, as DeepSpeed's import does."""
+    on_gpu = os.environ.get("DS_ACCELERATOR") == "cuda"
+    return get_context("spawn") if on_gpu else forkserver_context()
 
 
 def forkserver_context() -> ForkServerContext:

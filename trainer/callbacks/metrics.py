@@ -57,10 +57,10 @@ class MetricsLogging(Callback):
                 ),
             )
 
-    def add_of_the_start(self, metrics: Metrics) -> None:
-        """Figures that go into the next line and no other; what they took to measure counts for no rate."""
+    def add_of_the_start(self, metrics: Metrics, seconds: float) -> None:
+        """Figures that go into the next line and no other; the seconds that they took count for no rate."""
         self._of_the_start |= metrics
-        self._meter.reset()
+        self._meter.leave_out(seconds)
         memory_metrics(self._run.context.device)  # the next peak is of the steps
 
     def after_batch(self, loop: TrainingLoop, batch: GlobalBatch, result: StepResult) -> None:

@@ -73,7 +73,7 @@ class NumericsProbe(Callback):
         context = run.context
         config, ranks = context.config, context.ranks
         findings, precision = findings_of(agreements), config.engine.precision
-        self._metrics.add_of_the_start(as_metrics(findings, seconds))
+        self._metrics.add_of_the_start(as_metrics(findings, seconds), seconds)
         (num_rows,) = ranks.sum([len(rows)])
         logger.info(
             f"{context.title}: numerics probe: gradient of {num_rows:.0f} rows in {precision} beside fp32:"

@@ -47,6 +47,8 @@ def start_distributed(ranks: DistributedContext, timeout_s: float, store: Any = 
         # deepspeed/runtime/engine.py (_set_distributed_vars) takes the device from there.
         os.environ["LOCAL_RANK"] = str(device.index)
         torch.cuda.set_device(device)
+        # By default cuDNN's convolutions of fp32 numbers, such as a tower's patches, are rounded to 10 bits.
+        torch.backends.cudnn.allow_tf32 = False
     # NCCL's own monitor (ProcessGroupNCCL.cpp, HeartbeatMonitor) ends a process whose watchdog thread was not seen for
     # 8 minutes, which is what a suspended process looks like.
     os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")

@@ -62,7 +62,8 @@ def layer_bytes(shape: LanguageShape, tuning: Frozen | Full | Lora, tokens: floa
         return kept
     for linear in shape.layer_linears if isinstance(tuning, Full) else adapted(shape, tuning):
         here = tokens if linear.name in ("k_proj", "v_proj") else rows
-        shared = element == FP32 and linear.name in SHARES_INPUT  # autocast makes each linear a copy of its own
+        # Over an fp32 stream autocast makes each linear a copy of its own.
+        shared = linear.name in SHARES_INPUT and element == stream
         if isinstance(tuning, Lora):
             kept += here * (tuning.rank * element + (MASK_BYTES * linear.inputs if tuning.dropout else 0))
             shared = shared and not tuning.dropout

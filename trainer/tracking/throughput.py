@@ -38,6 +38,10 @@ class ThroughputMeter:
         self._num_samples = self._num_positions = self._num_images = self._wait_s = 0.0
         self._counts = Counts(0, 0, 0, 0, 0)
 
+    def leave_out(self, seconds: float) -> None:
+        """Let the time that something else has just taken count for no rate."""
+        self._started_s += seconds
+
     def add(self, counts: Counts, num_samples: float, num_positions: float, num_images: float, wait_s: float) -> None:
         """Count a global batch, used or skipped; `wait_s` is how long this rank waited for its rows."""
         self._counts += counts

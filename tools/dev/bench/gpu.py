@@ -2,6 +2,7 @@
 PICTURES=DIR`.
 
     Vicuna-7B + CLIP ViT-L/14-336     stage 1; LoRA of rank 16 and 128
+    Qwen2.5-1.5B + CLIP ViT-L/14-336  full
     Qwen2.5-0.5B + CLIP ViT-L/14-336  stage 1; LoRA of rank 16; full
 
 Weights are random, images real, lengths mixed. A step is forward, backward and AdamW's update over the same samples.
@@ -59,6 +60,7 @@ PLANS = (
     Plan("vicuna7b", "projector"),
     Plan("vicuna7b", "lora", 16),
     Plan("vicuna7b", "lora", 128),
+    Plan("qwen15b", "full"),
     Plan("qwen05b", "projector"),
     Plan("qwen05b", "lora", 16),
     Plan("qwen05b", "full"),

@@ -90,8 +90,16 @@ QWEN_05B = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
 }
+QWEN_15B = {
+    **QWEN_05B,
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+}
 SHAPES = {
     "vicuna7b": Shape(CLIP_L_336, "llama", VICUNA_7B),
+    "qwen15b": Shape(CLIP_L_336, "qwen2", QWEN_15B),
     "qwen05b": Shape(CLIP_L_336, "qwen2", QWEN_05B),
 }
 
