@@ -151,6 +151,12 @@ def test_one_line_is_made_of_any_error() -> None:
         (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (dist.DistBackendError(NCCL.format("x", "ncclUnhandledCudaError", "", "Cuda failure 2 'out of memory'")), True),
+        (
+            dist.DistBackendError(
+                NCCL.format("x", "ncclUnhandledCudaError", "", "Failed to CUDA calloc async 4 bytes")
+            ),
+            True,
+        ),
         (MemoryError(), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("out of memory, said a data source"), False),

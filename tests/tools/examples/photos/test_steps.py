@@ -80,7 +80,7 @@ def test_the_forecast_is_arithmetic_over_the_rehearsal(photos: Photos) -> None:
     # 4 steps of 16 rows take 16 s and 32 s, so starting two stages took 20 s; opening a bundle 3 s, a photo 1 s.
     found = read_forecast(photos, {"rehearsal": 68.0, "its bundle": 5.0, "few scores": 5.0, "more scores": 11.0})
     assert found.align_s == pytest.approx(160 * 3 / 4 + 10)
-    assert found.lora_s == pytest.approx(160 * 3 / 2 + 20)
+    assert found.lora_s == pytest.approx(160 * 4 / 2 + 20)
     assert found.scores_s == pytest.approx((3 * (3 + 20) + 3 * 5) / 2)
     said = Forecast(130.0, 260.0, 42.0).line("fp32")
     assert "in fp32: align about 2 min 10 s, LoRA 4 min 20 s" in said
