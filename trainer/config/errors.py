@@ -16,6 +16,17 @@ MAX_SHOWN = 60
 """Characters of a found value that an error shows."""
 
 
+def causes(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Those of a validation's errors that do not come from another: a list is too short without a wrong item."""
+    places = [error["loc"] for error in errors]
+
+    def has_inner(error: ErrorDetails) -> bool:
+        own = error["loc"]
+        return error["type"] == "too_short" and any(len(place) > len(own) and place[: len(own)] == own for place in places)
+
+    return [error for error in errors if not has_inner(error)]
+
+
 def explain(error: ErrorDetails, values: Mapping[str, Any], root: type[Config]) -> str:
     """One of pydantic's errors in one line, `path: what was found and what is allowed`.
 
@@ -42,6 +53,8 @@ def explain(error: ErrorDetails, values: Mapping[str, Any], root: type[Config]) 
             return f"{path}: found {found}, expected a mapping with a `kind`"
         case "value_error":  # raised by a validator of ours, which names the key below its own class
             return f"{path}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
+        case "too_short" if not error["ctx"]["actual_length"]:
+            return f"{path}: found {found}; at least {error['ctx']['min_length']} item is needed"
     return f"{path}: found {found}; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

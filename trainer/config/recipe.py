@@ -18,7 +18,7 @@ from models.common.documents import read_as, read_value
 from models.common.errors import InputError, single_line
 from models.config import Model
 from models.spec import Config
-from trainer.config.errors import explain, listed, nearest
+from trainer.config.errors import causes, explain, listed, nearest
 from trainer.config.older import as_begun
 from trainer.config.schema import StageConfig, TrackingConfig
 from trainer.config.shipped import find_recipe, shipped
@@ -125,7 +125,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     except (TypeError, ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):  # dates and sets of YAML, an anchor within itself
             raise InputError(f"{file}: holds what no recipe does: {single_line(error)}") from error
-        raise InputError(f"{file}: " + "; ".join(explain(each, values, Recipe) for each in error.errors())) from error
+        raise InputError(f"{file}: " + "; ".join(explain(each, values, Recipe) for each in causes(error.errors()))) from error
     return _as_begun(recipe, file if file.name == RECORD else Path(recipe.run) / RECORD)
 
 

@@ -127,6 +127,14 @@ def test_a_wrong_value_is_named_in_one_line(override: str, words: list[str]) -> 
     assert all(word in message for word in words), message
 
 
+def test_a_list_with_a_wrong_item_is_not_called_empty() -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe(LLAVA, ["stages.align.data.sources=[{path: 5}]"])
+    assert str(caught.value).endswith("stages.align.data.sources.0.path: found 5; input should be a valid string")
+    with pytest.raises(InputError, match=r"sources: found \[\]; at least 1 item is needed$"):
+        load_recipe(LLAVA, ["stages.align.data.sources=[]"])
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     file = tmp_path / "short.yaml"
     file.write_text("name: short\nrun: x\nmodel: {vision: {kind: clip}}\nstages: {}\n")
