@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("data", type=Path, help="a folder with captions.json and images/")
     parser.add_argument("out", type=Path, help="the directory to make")
     parser.add_argument("--held-out", type=int, required=True, help="photos that are not trained on")
-    parser.add_argument("--golden", type=int, default=16, help="captions that a quantized bundle is measured on")
+    parser.add_argument("--golden", type=int, default=48, help="captions that a quantized bundle is measured on")
     parser.add_argument("--prompt", required=True, help="what is asked about a photo")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
