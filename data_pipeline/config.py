@@ -33,10 +33,11 @@ class PlainTemplate(Config):
     """Image, text, newline: no roles. LLaVA's first stage."""
 
     kind: Literal["plain"] = "plain"
-    opening: str | None = None
-    """What every sample begins with, behind the begin token where the tokenizer adds one. None: nothing where it does,
-    else the first token of the tokenizer's own chat template. A language model parks attention on its first position
-    (Xiao et al. 2023, arXiv:2309.17453), where a new projector's features make gradients that bf16 cannot carry.
+    opening: str | Literal[True] | None = True
+    """What every sample begins with, behind the begin token where the tokenizer adds one. True: nothing where it does,
+    else what the tokenizer's own chat template prints right before a user's text, from its last special token. None:
+    the first token of that template. A language model parks attention on its first position (Xiao et al. 2023,
+    arXiv:2309.17453), where a new projector's features make gradients that bf16 cannot carry.
     """
 
 

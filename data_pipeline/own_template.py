@@ -180,11 +180,27 @@ class OwnTemplate:
         return parts
 
 
+def user_frame(tokens: Tokens) -> str:
+    """What the tokenizer's own chat template prints right before a user's text, from its last special token there.
+
+    Without a special token it is `first_token`.
+    """
+    before = _before_user(tokens)
+    starts = [before.rfind(each) for each in tokens.special if each in before]
+    return before[max(starts) :] if starts else first_token(tokens)
+
+
 def first_token(tokens: Tokens) -> str:
     """The text of the first token that the tokenizer's own chat template prints before a user's text.
 
     Empty where there is no template, it prints nothing there, or it cannot be rendered.
     """
+    before = _before_user(tokens)
+    ends = (end for _, end in tokens.backend.encode(before, add_special_tokens=False).offsets if end)
+    return before[: next(ends, 0)]
+
+
+def _before_user(tokens: Tokens) -> str:
     if tokens.chat_template is None:
         return ""
     try:
@@ -192,9 +208,7 @@ def first_token(tokens: Tokens) -> str:
         printed = template._render([Turn("user", _CONTENT)], add_generation_prompt=True)
     except InputError:
         return ""
-    before = printed.partition(_CONTENT)[0]
-    ends = (end for _, end in tokens.backend.encode(before, add_special_tokens=False).offsets if end)
-    return before[: next(ends, 0)]
+    return printed.partition(_CONTENT)[0]
 
 
 def _fixed_date(tree: nodes.Template, date: str | None) -> str:

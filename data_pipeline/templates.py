@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from data_pipeline.config import ChatmlTemplate, Llama3Template, PlainTemplate, TemplateConfig
-from data_pipeline.own_template import OwnTemplate, first_token
+from data_pipeline.own_template import OwnTemplate, first_token, user_frame
 from data_pipeline.record import Turn
 from data_pipeline.tokens import Segment, Tokens
 from models.common.errors import InputError
@@ -254,8 +254,9 @@ def _literal(text: str) -> str:
 def _plain(config: Config, tokens: Tokens) -> Template:
     assert isinstance(config, PlainTemplate)
     opening = config.opening
-    if opening is None:
-        opening = "" if tokens.bos else first_token(tokens)
+    if not isinstance(opening, str):
+        known = user_frame if opening else first_token
+        opening = "" if tokens.bos else known(tokens)
     return Plain(tokens, tokens.bos + opening)
 
 

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import processors
 
 from data_pipeline.config import PlainTemplate, TemplateConfig, TokenizerTemplate
-from data_pipeline.own_template import first_token
+from data_pipeline.own_template import first_token, user_frame
 from data_pipeline.record import Turn
 from data_pipeline.templates import build_template
 from data_pipeline.tokens import Tokens
@@ -30,7 +30,8 @@ def first_ids(config: TemplateConfig, tokenizer: Any) -> list[int]:
 def test_plain_opens_with_what_the_model_knows_to_come_first() -> None:
     tokenizer = talking_tokenizer()
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert first_ids(PlainTemplate(), tokenizer) == [start]
+    assert first_ids(PlainTemplate(), tokenizer) == tokenizer.encode("<|im_start|>user\n")
+    assert first_ids(PlainTemplate(opening=None), tokenizer) == [start]
     assert first_ids(PlainTemplate(opening="\n"), tokenizer) == tokenizer.encode("\n")
     assert first_ids(PlainTemplate(opening=""), tokenizer) == []
     assert first_ids(PlainTemplate(), tiny_tokenizer()) == []  # no chat template says what comes first
@@ -61,6 +62,24 @@ def test_the_opening_is_the_first_token_before_what_a_user_says(chat_template: s
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = chat_template
     assert first_token(Tokens.of(tokenizer)) == opening
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "frame"),
+    [
+        (
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{{ messages[0]['content'] }}",
+            "<|im_start|>user\n",
+        ),
+        ("Be brief.<|im_end|>{{ messages[0]['content'] }}", "<|im_end|>"),
+        ("{{ 'User: ' + messages[0]['content'] }}", "U"),
+        ("{{ messages[0]['content'] }}<|im_end|>", ""),
+    ],
+)
+def test_the_frame_is_what_stands_right_before_what_a_user_says(chat_template: str, frame: str) -> None:
+    tokenizer = talking_tokenizer()
+    tokenizer.chat_template = chat_template
+    assert user_frame(Tokens.of(tokenizer)) == frame
 
 
 def test_what_a_user_says_first_can_be_given_an_opening_in_an_own_template() -> None:

@@ -62,7 +62,7 @@ def _set_sinks(decoder: Any, known: list[int]) -> None:
         layer.mlp.down_proj.weight[0] = 0.0
 
 
-def sink_recipe(folder: Path, shards: Path, opening: str | None, precision: str = "bf16") -> dict[str, Any]:
+def sink_recipe(folder: Path, shards: Path, opening: str | bool | None, precision: str = "bf16") -> dict[str, Any]:
     """`tiny_recipe` with such a language model, the template `plain` and this opening."""
     if not (folder / "language").is_dir():
         make_clip(folder / "vision")

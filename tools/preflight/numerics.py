@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from data_pipeline.config import PlainTemplate, TokenizerTemplate
-from data_pipeline.own_template import first_token
+from data_pipeline.own_template import user_frame
 from data_pipeline.sample import Encoded, Row
 from data_pipeline.tokens import Tokens
 from models.build import ModelMetadata
@@ -91,7 +91,7 @@ def _reason_to_skip(
 def _try_openings(measured: _Measured, report: Report) -> None:
     """What other texts in front of the image make of the gradient."""
     for opening in dict.fromkeys(
-        (first_token(Tokens.of(measured.facts.tokenizer, measured.facts.text.image_token)), LINE_FEED)
+        (user_frame(Tokens.of(measured.facts.tokenizer, measured.facts.text.image_token)), LINE_FEED)
     ):
         rows = measured.rows(opening) if opening else []
         if rows and not measured.image_is_first(rows):

@@ -22,7 +22,9 @@ def causes(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 
     def has_inner(error: ErrorDetails) -> bool:
         own = error["loc"]
-        return error["type"] == "too_short" and any(len(place) > len(own) and place[: len(own)] == own for place in places)
+        return error["type"] == "too_short" and any(
+            len(place) > len(own) and place[: len(own)] == own for place in places
+        )
 
     return [error for error in errors if not has_inner(error)]
 
@@ -53,9 +55,10 @@ def explain(error: ErrorDetails, values: Mapping[str, Any], root: type[Config]) 
             return f"{path}: found {found}, expected a mapping with a `kind`"
         case "value_error":  # raised by a validator of ours, which names the key below its own class
             return f"{path}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
-        case "too_short" if not error["ctx"]["actual_length"]:
-            return f"{path}: found {found}; at least {error['ctx']['min_length']} item is needed"
-    return f"{path}: found {found}; {error['msg'][0].lower()}{error['msg'][1:]}"
+    allowed = error["msg"][0].lower() + error["msg"][1:]
+    if error["type"] == "too_short" and not error["ctx"]["actual_length"]:
+        allowed = f"at least {error['ctx']['min_length']} item is needed"
+    return f"{path}: found {found}; {allowed}"
 
 
 def _path(location: Sequence[int | str], values: Any) -> tuple[str, list[str]]:

@@ -3,7 +3,8 @@
     RUN/recipe.json without the key + today's recipe without it --as_begun--> the recipe, as the run was begun
     a checkpoint's record without the key                    --with_absent--> what its version did, spelled out
 
-Owns only `data.template.opening`: before it, a sample of the template `plain` began with the begin token or the image.
+Owns only `data.template.opening`: before it, a sample of the template `plain` began with the begin token or the image;
+then, for a while, None was the default.
 """
 
 from __future__ import annotations
@@ -32,22 +33,28 @@ def as_begun(stage: StageConfig, stored: Mapping[str, Any]) -> StageConfig:
 
 
 def _data_as_begun(data: DataConfig, stored: Mapping[str, Any]) -> DataConfig:
-    template = data.template
-    if not isinstance(template, PlainTemplate) or template.opening is not None or not _lacks_opening(stored):
+    template, before = data.template, _opening_in(stored)
+    if not isinstance(template, PlainTemplate) or template.opening is not True or before is True:
         return data
-    return data.model_copy(update={"template": template.model_copy(update={"opening": OPENING_BEFORE})})
+    return data.model_copy(update={"template": template.model_copy(update={"opening": before})})
 
 
 def with_absent(stage: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's record in a checkpoint, with the opening that its version had."""
-    if not _lacks_opening(stage):
+    template = _plain_in(stage)
+    if template is None or "opening" in template:
         return dict(stage)
     data = cast(Mapping[str, Any], stage["data"])
-    return {**stage, "data": {**data, "template": {**data["template"], "opening": OPENING_BEFORE}}}
+    return {**stage, "data": {**data, "template": {**template, "opening": OPENING_BEFORE}}}
 
 
-def _lacks_opening(stage: Mapping[str, Any]) -> bool:
-    """Whether stored values have the template `plain` of a version that knew no opening."""
+def _opening_in(stage: Mapping[str, Any]) -> Any:
+    """The opening that stored values were begun with; True, today's default, where their template has none."""
+    template = _plain_in(stage)
+    return True if template is None else template.get("opening", OPENING_BEFORE)
+
+
+def _plain_in(stage: Mapping[str, Any]) -> Mapping[str, Any] | None:
     data = stage.get("data")
     template = data.get("template") if isinstance(data, Mapping) else None
-    return isinstance(template, Mapping) and template.get("kind") == "plain" and "opening" not in template
+    return template if isinstance(template, Mapping) and template.get("kind") == "plain" else None

@@ -125,7 +125,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     except (TypeError, ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):  # dates and sets of YAML, an anchor within itself
             raise InputError(f"{file}: holds what no recipe does: {single_line(error)}") from error
-        raise InputError(f"{file}: " + "; ".join(explain(each, values, Recipe) for each in causes(error.errors()))) from error
+        raise InputError(
+            f"{file}: " + "; ".join(explain(each, values, Recipe) for each in causes(error.errors()))
+        ) from error
     return _as_begun(recipe, file if file.name == RECORD else Path(recipe.run) / RECORD)
 
 

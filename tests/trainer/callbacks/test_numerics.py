@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     write_set(folder / "shards", [5, 1, 6])
     recipe = sink_recipe(folder, folder / "shards", "")
     lora = {"init": None, "tune__language__dropout": 0.3, "duration__count": 3, "engine__zero": "zero3"}
-    known = vary(recipe, "known", "align", data__template__opening=None)
+    known = vary(recipe, "known", "align", data__template__opening=True)
     silent = vary(recipe, "silent", "align")
     pairs = {"lora": vary(recipe, "lora", "lora", **lora), "lora_silent": vary(recipe, "lora_silent", "lora", **lora)}
     cut: Job = (recipe, "align", {"stop_after": 4})

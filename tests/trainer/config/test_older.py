@@ -27,7 +27,7 @@ MODEL = {
 }
 
 
-def openings(recipe: Recipe) -> list[str | None]:
+def openings(recipe: Recipe) -> list[Any]:
     """Of every stage: that of training, that of validation."""
     stages = recipe.stages.values()
     data = [each for stage in stages if stage.validation is not None for each in (stage.data, stage.validation.data)]
@@ -54,7 +54,7 @@ def record(recipe: Recipe, *, older: bool) -> Path:
 
 
 def test_a_new_run_opens_as_the_default_says(file: Path) -> None:
-    assert openings(load_recipe(file)) == [None] * 4
+    assert openings(load_recipe(file)) == [True] * 4
 
 
 def test_an_older_run_keeps_its_image_at_the_front(file: Path) -> None:
@@ -73,13 +73,21 @@ def test_what_a_recipe_says_itself_stands(file: Path) -> None:
 
 def test_a_run_of_this_version_keeps_the_default(file: Path) -> None:
     record(load_recipe(file), older=False)
+    assert openings(load_recipe(file)) == [True] * 4
+
+
+def test_a_run_begun_when_null_was_the_default_keeps_it(file: Path) -> None:
+    path = record(load_recipe(file), older=False)
+    path.write_text(path.read_text().replace('"opening": true', '"opening": null'), encoding="utf-8")
     assert openings(load_recipe(file)) == [None] * 4
+    given = load_recipe(file, ["stages.align.data.template.opening='Look: '"])
+    assert openings(given) == ["Look: ", None, None, None]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"stages": 3}', '{"stages": {"align": []}}'])
 def test_a_record_that_is_none_says_nothing(file: Path, content: str) -> None:
     record(load_recipe(file), older=True).write_text(content, encoding="utf-8")
-    assert openings(load_recipe(file)) == [None] * 4
+    assert openings(load_recipe(file)) == [True] * 4
 
 
 def test_an_older_checkpoint_is_taken_with_its_opening_and_no_other(file: Path) -> None:

@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(
-    folder: Path, opening: str | None, precision: str = "bf16"
+    folder: Path, opening: str | bool | None, precision: str = "bf16"
 ) -> tuple[TrainingTask, list[ParameterGroup], list[Batch]]:
     """The model at the start of alignment, what learns, and eight samples."""
     recipe = Recipe.model_validate_json(json.dumps(sink_recipe(folder, folder / "shards", opening, precision)))
@@ -55,9 +55,11 @@ def opened(
 
 
 # By hand: -0.26 and 0.9999 on a CPU without bf16 units; products are rounded to bf16 everywhere.
-@pytest.mark.parametrize(("opening", "is_low"), [("", True), (None, False), ("\n", False), ("What", True)])
+@pytest.mark.parametrize(
+    ("opening", "is_low"), [("", True), (True, False), (None, False), ("\n", False), ("What", True)]
+)
 def test_a_token_that_the_model_knows_makes_the_gradient_one_that_bf16_carries(
-    folder: Path, opening: str | None, is_low: bool
+    folder: Path, opening: str | bool | None, is_low: bool
 ) -> None:
     found = compare_gradients(*opened(folder, opening))
     assert list(found) == ["projector"]
