@@ -171,7 +171,8 @@ def build_model(inputs: Inputs, joined: Joined) -> Model:
         vlm, groups, loaded = starting_model(recipe, inputs.name, inputs.metadata, inputs.init)
         learning = {parameter_name for group in groups for parameter_name in group.names}
         parameters = dict(vlm.named_parameters())
-        new = [parameter for parameter in parameters if parameter.startswith(new_prefixes(recipe.model))]
+        prefixes = new_prefixes(recipe.model)
+        new = [parameter for parameter in parameters if parameter.startswith(prefixes)]
         if joined.reader is not None:
             load_weights(vlm, joined.reader)
         inherited = inherited_fragments(parameters, {*loaded, *new} - learning, inputs.ranks)

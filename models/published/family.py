@@ -15,7 +15,7 @@ from typing import Any
 
 from models.common.documents import read_json
 from models.common.errors import InputError
-from models.common.source import FindPart, read_part
+from models.common.source import FindPart, PartFacts, read_part
 from models.loading import opening
 
 NATIVE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -72,15 +72,29 @@ def read_published(path: str, find: FindPart = read_part) -> PublishedFacts:
     Raises:
         InputError: it cannot start a run; the line has the class, the reason and what can.
     """
+    found = _checked(path, find)
+    return PublishedFacts(_decoded(dict(found.config), found.source), found.source, found.directory)
+
+
+def family_of(path: str, find: FindPart = read_part) -> str:
+    """`PublishedFacts.family` of the VLM at `path`. Cheap: transformers' configuration, which takes 20 ms, is not made.
+
+    Raises:
+        InputError: as `read_published`, for what the configuration's values say by themselves.
+    """
+    return str(_checked(path, find).config["model_type"])
+
+
+def _checked(path: str, find: FindPart) -> PartFacts:
+    """What is at `path`, of a family that can start a run."""
     found = find(path)
-    values = dict(found.config)
-    _check_values(values, found.source)
-    if "quantization_config" in values:
+    _check_values(found.config, found.source)
+    if "quantization_config" in found.config:
         raise InputError(
             f"{found.source}: quantized weights cannot be trained; name the bundle or model that they were made from,"
             " and model.load: nf4 or int8 to hold it so in memory"
         )
-    return PublishedFacts(_decoded(values, found.source), found.source, found.directory)
+    return found
 
 
 def check_family(directory: Path) -> None:

@@ -19,7 +19,7 @@ from models.encoders.base import EncoderConfig, KeepFeatures
 from models.languages.base import FrozenFormat, LanguageConfig
 from models.mtp.base import MTP_HEADS, MtpConfig
 from models.projectors.base import ProjectorConfig
-from models.published.family import NATIVE_FAMILIES, PublishedFacts, read_published
+from models.published.family import NATIVE_FAMILIES, PublishedFacts, family_of, read_published
 from models.published.image import image_fit, open_published_processor
 from models.published.language import PublishedLanguage
 from models.published.native import NativeLanguage, NativeProjector, NativeVision, native_fit
@@ -70,7 +70,7 @@ class PublishedModel(ModelSource):
 
     @property
     def _parts(self) -> Parts:
-        return _NATIVE if self._facts.family in NATIVE_FAMILIES else _SQUARES
+        return _NATIVE if family_of(self.path, self._finders[0]) in NATIVE_FAMILIES else _SQUARES
 
     @property
     def vision(self) -> EncoderConfig:
