@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the machine; torch reads it when it is imported
@@ -98,3 +99,9 @@ def no_process_group_stays() -> Iterator[None]:
     if distributed is not None and stayed:
         distributed.destroy_process_group()
     assert not stayed, "the test joined a process group and did not leave it"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_out_of_collections() -> None:
+    """What is imported by now is looked at by no later garbage collection: each takes a second with it."""
+    gc.freeze()
