@@ -187,7 +187,7 @@ def test_conversations_in_the_real_vocabulary_are_one_by_one(tmp_path: Path, fam
         assert not places or torch.equal(stock["pixel_values"], inputs["pixel_values"])
         pair.stock.model.rope_deltas = None
         with torch.no_grad():
-            torch.testing.assert_close(logits_LV, pair.stock(**stock).logits[0], rtol=0, atol=2e-5)
+            torch.testing.assert_close(logits_LV, pair.stock(**stock).logits[0], rtol=0, atol=5e-5)
 
 
 @pytest.mark.slow
