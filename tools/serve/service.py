@@ -46,10 +46,6 @@ _DECODERS, _FETCHERS = 2, 4
 INLINE_BYTES = 1 << 16
 """Bodies up to this size are parsed, and files' headers read, on the event loop: to change threads takes longer."""
 
-INLINE_PIXELS, INLINE_CHARACTERS = 1 << 16, 1 << 13
-"""Questions up to this size, a few milliseconds, are prepared there too. A thread beside it is one more that takes the
-interpreter from the engine's between two operations of a step."""
-
 
 class Service:
     """What all addresses share. `open` runs it within an event loop; the engine may come later."""
@@ -143,8 +139,7 @@ class Service:
             async with AsyncExitStack() as held:
                 if num_bytes:
                     await held.enter_async_context(self._room(num_bytes))
-                work = partial(_prepare, engine, question, files, decoding)
-                prompt = work() if _is_small(question, num_bytes) else await self.in_thread(work)
+                prompt = await self.in_thread(partial(_prepare, engine, question, files, decoding))
         except InputError as error:
             raise of_input_error(error, question) from error
         self.metrics.prepared(time.monotonic() - started_s)
@@ -242,11 +237,6 @@ class Service:
 
     def _counters(self) -> Values:
         return engine_counters(self.engine.stats()) if self.engine is not None else {}
-
-
-def _is_small(question: Question, num_bytes: int) -> bool:
-    characters = sum(len(turn.text) for turn in question.turns)
-    return num_bytes <= INLINE_PIXELS * _PIXEL_BYTES and characters <= INLINE_CHARACTERS
 
 
 class _Nobody:
