@@ -54,7 +54,9 @@ def test_a_zero_stage_steps_as_on_the_cpu(recipe: dict[str, Any], zero: str, mon
     on_gpu, on_cpu = (vary(recipe, f"{zero}_{where}", "lora", engine__zero=zero) for where in ("gpu", "cpu"))
     train(1, [on_gpu])
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the processes that these ranks are forked from see no device either
+    monkeypatch.setenv(
+        "CUDA_VISIBLE_DEVICES", ""
+    )  # the processes that these ranks are forked from see no device either
     train(1, [on_cpu])
     ours, expected = losses(on_gpu, "lora"), losses(on_cpu, "lora")
     assert ours[0] == pytest.approx(expected[0], rel=1e-5)

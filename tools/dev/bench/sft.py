@@ -14,7 +14,6 @@ Needs trl and datasets. Owns the two set-ups.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.common.errors import InputError, run_cli
+from models.common.files import read_lines, write_json
 
 if TYPE_CHECKING:
     from tools.dev.bench.measure import Row
@@ -94,7 +94,7 @@ def _draw_model(arguments: argparse.Namespace, folder: Path) -> None:
     from tools.dev.bench.pair import SHAPES, TINY, build_peer
 
     shape = (TINY if arguments.tiny else SHAPES)["qwen05b"]
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer, trust_remote_code=False)
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     if arguments.tiny:
         shape.language["vocab_size"] = len(tokenizer)
@@ -144,10 +144,10 @@ def _ours(arguments: argparse.Namespace, tuned: str) -> float:
         "tracking": {"log_every_steps": 1},
     }
     file = work / f"{run.name}.json"
-    file.write_text(json.dumps(recipe), encoding="utf-8")
+    write_json(file, recipe)
     _run("trainer.main", file, "--stage", "sft")
-    lines = (run / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rates = [each["samples_per_s"] for each in map(json.loads, lines) if "samples_per_s" in each]
+    lines = read_lines(run / "sft" / "metrics.jsonl")
+    rates = [float(each["samples_per_s"]) for each in lines if "samples_per_s" in each]
     return statistics.harmonic_mean(rates[len(rates) // 3 :])
 
 
@@ -173,12 +173,15 @@ def _run_peer(arguments: argparse.Namespace) -> int:
     from datasets import Dataset, Image, Sequence
     from datasets.table import InMemoryTable
     from peft import LoraConfig
-    from transformers import AutoProcessor, LlavaForConditionalGeneration, TrainerCallback
+    from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
+
+    from models.opening import open_model, open_processor
+    from tools.examples.photos.split import read_entries
 
     folder = arguments.work / "model"
     tuned, has_gpu = arguments.tuned[0], torch.cuda.is_available()
-    entries = json.loads((arguments.data / "captions.json").read_text(encoding="utf-8"))
+    entries = read_entries(arguments.data)
     rows = [
         {
             "images": [str(arguments.data / "images" / each["file_name"])],
@@ -211,7 +214,7 @@ def _run_peer(arguments: argparse.Namespace) -> int:
         logging_steps=arguments.steps,
         disable_tqdm=True,
     )
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    model = open_model(folder, torch.device("cpu"))
     adapter = None
     if tuned == "lora":
         linears = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
@@ -225,7 +228,7 @@ def _run_peer(arguments: argparse.Namespace) -> int:
         model=model,
         args=settings,
         train_dataset=photos.cast_column("images", Sequence(Image())),
-        processing_class=AutoProcessor.from_pretrained(folder),
+        processing_class=open_processor(folder),
         peft_config=adapter,
         callbacks=[Clock()],
     ).train()
