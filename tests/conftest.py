@@ -103,7 +103,7 @@ def no_process_group_stays() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def kept_out_of_collections() -> None:
-    """What is imported by now is looked at by no later garbage collection: each takes a second with it.
+    """What is imported by now is looked at by no later garbage collection, which it would slow down.
 
     What earlier tests left behind is collected first, which is quick, for what they began with is kept out.
     """

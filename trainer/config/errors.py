@@ -57,7 +57,8 @@ def explain(error: ErrorDetails, values: Mapping[str, Any], root: type[Config]) 
             return f"{path}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
     allowed = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "too_short" and not error["ctx"]["actual_length"]:
-        allowed = f"at least {error['ctx']['min_length']} item is needed"
+        needed = error["ctx"]["min_length"]
+        allowed = f"at least {needed} item{'s are' if needed > 1 else ' is'} needed"
     return f"{path}: found {found}; {allowed}"
 
 

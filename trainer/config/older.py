@@ -49,9 +49,11 @@ def with_absent(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _opening_in(stage: Mapping[str, Any]) -> Any:
-    """The opening that stored values were begun with; True, today's default, where their template has none."""
+    """The default that stored values were begun with; True, today's, also where they have a text of their own."""
     template = _plain_in(stage)
-    return True if template is None else template.get("opening", OPENING_BEFORE)
+    if template is not None and "opening" not in template:
+        return OPENING_BEFORE
+    return None if template is not None and template["opening"] is None else True
 
 
 def _plain_in(stage: Mapping[str, Any]) -> Mapping[str, Any] | None:

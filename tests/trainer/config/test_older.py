@@ -84,6 +84,11 @@ def test_a_run_begun_when_null_was_the_default_keeps_it(file: Path) -> None:
     assert openings(given) == ["Look: ", None, None, None]
 
 
+def test_a_text_that_a_run_was_begun_with_is_not_taken_from_it(file: Path) -> None:
+    record(load_recipe(file, ["stages.align.data.template.opening='Look: '"]), older=False)
+    assert openings(load_recipe(file)) == [True] * 4  # what has changed since is refused where the run goes on
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"stages": 3}', '{"stages": {"align": []}}'])
 def test_a_record_that_is_none_says_nothing(file: Path, content: str) -> None:
     record(load_recipe(file), older=True).write_text(content, encoding="utf-8")

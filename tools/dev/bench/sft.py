@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,9 @@ def main(argv: list[str]) -> int:
         raise InputError("--steps: at least 3")
     if arguments.peer is not None:
         return _run_peer(arguments)
+    missing = [name for name in ("trl", "datasets") if find_spec(name) is None]
+    if missing:
+        raise InputError(f"{' and '.join(missing)}: not installed; the peer needs trl and datasets")
     _prepare(arguments)
     rows = [row for tuned in arguments.tuned for row in _compare(arguments, tuned)]
     from tools.dev.bench.measure import report
@@ -160,6 +164,7 @@ def _peer(arguments: argparse.Namespace, tuned: str, how: str) -> float:
 
 def _run(module: str, *arguments: object) -> str:
     """What a command of this project prints; raises InputError with its last lines where it fails."""
+    print(f"{module} {' '.join(map(str, arguments))}", flush=True)
     command = [sys.executable, "-m", module, *(str(each) for each in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
