@@ -61,6 +61,7 @@ ELSEWHERE = {
     r"python -m tools.shards index": "tests/tools/shards/test_shards.py",
     r"sightline eval$": "tests/eval/test_run.py",
     r"sightline ledger$": "tests/tools/inspect/test_ledger.py",
+    r"sightline audit$": "tests/tools/inspect/test_audit.py",
     r"sightline versions": "tests/tools/inspect/test_versions.py",
     r"sightline preflight (RECIPE )?--numerics": "tests/tools/preflight/test_numerics.py",
     r"python -m eval.speculate": "tests/eval/test_speculative.py",

@@ -16,7 +16,7 @@ import pytest
 from eval.predictor import Predictor
 from tests.support.bundles import image, make_bundle
 from tests.support.pages import page_server, running_page
-from tests.support.patience import GUARD_S
+from tests.support.patience import GUARD_S, wait_until
 from tests.support.proxies import proxy
 from tests.support.servers import Running, asking, picture_part, running_server, slow_steps, stuck_after
 
@@ -33,6 +33,8 @@ expect.set_options(timeout=1000 * GUARD_S)  # a busy machine is no fault of the 
 
 DESK, TELEPHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 LAST_ANSWER = "#chat .message.bot >> nth=-1"
+TEMPERATURE, LONGEST = 0, 2
+"""Places of two sliders below "Decoding"."""
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,20 @@ def upload(page: Any, path: Path) -> None:
 def ask(page: Any, question: str) -> None:
     page.fill("#question textarea", question)
     page.press("#question textarea", "Enter")
+
+
+def choose(page: Any, place: int, value: str) -> None:
+    """Type a value of decoding, and again where Gradio, still setting up what was folded, has put its own back."""
+    number = page.locator("#decoding input[type=number]").nth(place)
+    slider = page.locator("#decoding input[type=range]").nth(place)
+
+    def is_taken() -> bool:
+        number.fill(value)
+        number.press("Tab")
+        page.wait_for_timeout(100)
+        return bool(number.input_value() == value == slider.input_value())
+
+    wait_until(f"slider {place} stands at {value}", is_taken)
 
 
 def wait_for_the_end(page: Any, num_answers: int) -> None:
@@ -123,25 +139,22 @@ def test_stop_ends_an_answer_and_the_next_question_goes_on(page: Any, tmp_path: 
         upload(page, photo(tmp_path))
         expect(page.locator("#image img")).to_be_visible()
         page.click("#decoding button")
-        page.locator("#decoding input[type=number]").nth(2).fill("400")
-        page.locator("#decoding input[type=number]").nth(0).fill("2")  # hot, so that no end token comes soon
-        page.locator("#decoding input[type=number]").nth(0).press("Tab")
+        choose(page, LONGEST, "400")
+        choose(page, TEMPERATURE, "2")  # hot, so that no end token comes soon
         ask(page, "What is in the image?")
         playwright_api.expect(page.locator(LAST_ANSWER)).not_to_be_empty()  # else there is nothing to keep
         page.click("#question .stop-button")
         goes_on.set()
         expect(page.locator("#question .submit-button")).to_be_visible()
         assert len(settled(page)) < 400, "it must have ended ahead of its 400 tokens, of a character or more each"
-        page.locator("#decoding input[type=number]").nth(2).fill("20")
-        page.locator("#decoding input[type=number]").nth(2).press("Tab")
+        choose(page, LONGEST, "20")
         ask(page, "Which colour is it?")
         wait_for_the_end(page, 2)
 
 
 def test_retry_answers_anew(page: Any, tmp_path: Path) -> None:
     page.click("#decoding button")
-    page.locator("#decoding input[type=number]").nth(0).fill("1")
-    page.locator("#decoding input[type=number]").nth(0).press("Tab")
+    choose(page, TEMPERATURE, "1")
     ask(page, "What is it?")
     wait_for_the_end(page, 1)
     first = page.inner_text(LAST_ANSWER)
