@@ -21,7 +21,7 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.record import Record, read_record
 from data_pipeline.sample import BadSample, Encoded, SampleRef, TileArray, TokenArray
 from data_pipeline.templates import Template
-from data_pipeline.tiles import fit_image, fit_to_budget
+from data_pipeline.tiles import fit_image, fit_to_budget, fit_whole
 from data_pipeline.tokens import Tokens
 from models.common.errors import InputError, single_line
 from models.patches import attention_pairs
@@ -117,19 +117,16 @@ class Encoder:
             ref: seeds the augmentation, if there is any; None turns it off.
 
         Raises:
-            InputError: an image that cannot be decoded, several where the model takes one, or a sample without a
-                target.
+            InputError: an image that cannot be decoded, or a sample without a target.
         """
         turns = [replace(turn, text=self._control_tokens_of(turn.role).mark(turn.text)) for turn in record.turns]
-        if len(record.images) > 1 and self.image.takes_one_image:
-            raise InputError(
-                f"{len(record.images)} images: of several, LLaVA-OneVision makes other squares, which are not trained"
-            )
         ids, labels = self.tokens.encode_segments(self.template.segments(turns))
         if not np.any(labels[1:] != IGNORE_INDEX):
             raise InputError("nothing in it is a target: the answers are empty")
         images, num_shrunk = [self._open(payload, ref, place) for place, payload in enumerate(record.images)], 0
-        if self.handling.shrinks:
+        if len(images) > 1 and self.image.several_are_whole:
+            fitted = [fit_whole(image, self.image) for image in images]
+        elif self.handling.shrinks:
             num_text = int(np.count_nonzero(ids != self.tokens.image_token_id))
             fitted, num_shrunk = fit_to_budget(images, self.image, self.max_length - num_text)
         else:

@@ -23,7 +23,7 @@ from data_pipeline import limits
 from data_pipeline.images import fit
 from data_pipeline.sample import TileArray
 from models.patches import in_blocks
-from models.spec import ImageSizes, ImageSpec, NativeImage, PatchGrid, canvas_size, num_image_tokens
+from models.spec import WHOLE, ImageSizes, ImageSpec, NativeImage, PadImage, PatchGrid, canvas_size, num_image_tokens
 
 
 def fit_tiles(image: Image.Image, spec: ImageSpec) -> TileArray:
@@ -73,7 +73,7 @@ class FittedImage(NamedTuple):
 
     tiles: TileArray  # [T, S, S, 3]
     size: tuple[int, int]
-    """(height, width): its own, or at native resolution that to which it is resized."""
+    """(height, width): its own, WHOLE, or at native resolution that to which it is resized."""
     num_tokens: int
 
 
@@ -83,6 +83,12 @@ def fit_image(image: Image.Image, spec: ImageSpec) -> FittedImage:
     if spec.fit.grid is not None:
         size = spec.fit.fitted(image.width, image.height)
     return FittedImage(fit_tiles(image, spec), size, num_image_tokens(spec, image.width, image.height))
+
+
+def fit_whole(image: Image.Image, spec: ImageSpec) -> FittedImage:
+    """An RGB image as one square alone, padded with the mean, as LLaVA-OneVision's processor makes it of several."""
+    square = spec.model_copy(update={"fit": PadImage(colour="mean")})
+    return FittedImage(fit(image, square)[np.newaxis], WHOLE, num_image_tokens(spec, *WHOLE))
 
 
 def fit_to_budget(images: Sequence[Image.Image], spec: ImageSpec, budget: int) -> tuple[list[FittedImage], int]:

@@ -50,12 +50,13 @@ class LiveModel(nn.Module):
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        batch_num_images: Tensor | None = None,
         **options: Any,
     ) -> Any:
         """The language model's output for a processor's: see `VLM.respond`."""
         if self.should_stop():
             raise InterruptedAnswerError
-        sizes = image_sizes if image_grid_thw is None else image_grid_thw
+        sizes = _sizes(image_sizes, batch_num_images) if image_grid_thw is None else image_grid_thw
         with torch.autocast(input_ids.device.type, self._autocast, enabled=self._autocast != torch.float32):
             return self.vlm.respond(input_ids, pixel_values, sizes, **options)
 
@@ -65,6 +66,7 @@ class LiveModel(nn.Module):
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        batch_num_images: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """Token ids [B, L + N]: the prompt's L, then N new ones; `options` go to transformers' `generate`.
@@ -74,6 +76,14 @@ class LiveModel(nn.Module):
         if image_grid_thw is not None:
             raise InputError("a model of native resolution in training answers greedily: set num_beams: 1")
         with torch.autocast(input_ids.device.type, self._autocast, enabled=self._autocast != torch.float32):
-            inputs = self.vlm.processed_inputs(input_ids, pixel_values, image_sizes)
+            inputs = self.vlm.processed_inputs(input_ids, pixel_values, _sizes(image_sizes, batch_num_images))
             new_ids = self.vlm.language.generate(**inputs, **options)
         return torch.cat([input_ids, new_ids], dim=1)
+
+
+def _sizes(image_sizes: Tensor | None, batch_num_images: Tensor | None) -> Tensor | None:
+    """Sizes [N, 2], `WHOLE` for images beside others in a prompt where the processor tells how many a prompt has."""
+    if image_sizes is None or batch_num_images is None:
+        return image_sizes
+    num_beside_N = batch_num_images.repeat_interleave(batch_num_images)
+    return image_sizes.masked_fill((num_beside_N > 1)[:, None], 0)

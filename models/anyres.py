@@ -4,6 +4,8 @@
     tiles 1 … a*b, parts of the canvas  put together again to rows of patches, the padding around the image cut off,
                                         and behind each row the newline, a vector that is trained with the projector
 
+An image that is `WHOLE` has tile 0 and one newline.
+
 Equals transformers' `LlavaNextModel.pack_image_features`; LLaVA calls it `spatial_unpad`. Canvas and unpadded grid are
 those of `models.spec`, which counts the tokens. P features a tile, D the language model's width, F features of all
 tiles, I image tokens of all images, R rows and C columns of patches.
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.spec import ImageFit, ImageSizes, ImageSpec, canvas_size, shrunk_grid, unpadded_grid
+from models.spec import WHOLE, ImageFit, ImageSizes, ImageSpec, canvas_size, shrunk_grid, unpadded_grid
 
 
 class NewLine(nn.Module):
@@ -94,10 +96,12 @@ def real_tiles(
 @lru_cache(maxsize=4096)
 def _of_image(spec: ImageSpec, height: int, width: int) -> tuple[Tensor, int]:
     """(the arrangement of one image alone, with -1 for the newline; its number of tiles)."""
-    canvas_height, canvas_width = canvas_size(spec, width, height)
     side = spec.size // spec.patch_size
-    down, across = canvas_height // spec.size, canvas_width // spec.size
     whole = torch.arange(side * side)
+    if (height, width) == WHOLE:
+        return torch.cat([whole, whole.new_full((1,), -1)]), 1
+    canvas_height, canvas_width = canvas_size(spec, width, height)
+    down, across = canvas_height // spec.size, canvas_width // spec.size
     tiles = side * side + torch.arange(down * across * side * side).view(down, across, side, side)
     grid = tiles.permute(0, 2, 1, 3).reshape(down * side, across * side)
     num_rows, num_columns = unpadded_grid(spec, width, height)

@@ -38,6 +38,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 ImageSizes = Sequence[tuple[int, int]]
 """(height, width) of images before resizing, in pixels, on the host; only AnyRes needs them."""
 
+WHOLE = (0, 0)
+"""Among them, instead of a size: this image is one square alone, without a canvas."""
+
 
 class Config(BaseModel):
     """Base of all configuration values: frozen, and an unknown or mistyped key is an error."""
@@ -213,8 +216,8 @@ class ImageSpec(Config):
     """Image tokens that the projector makes from a square's features; None: one per feature."""
 
     @property
-    def takes_one_image(self) -> bool:
-        """Whether a sample may have one image at most: LLaVA-OneVision treats several in another way."""
+    def several_are_whole(self) -> bool:
+        """Whether each of a sample's several images is one square alone, as in LLaVA-OneVision."""
         return self.fit.is_tiled and self.fit.max_squares is not None
 
     @property
@@ -241,7 +244,8 @@ def num_image_tokens(spec: ImageSpec, width: int, height: int) -> int:
     """How many tokens an image of `width` x `height` pixels costs. Tokenizer, packer and model all use this function.
 
     Under AnyRes that is the whole image's square, the canvas without the patches that are padding alone, and one
-    newline per row of patches, rounded as `LlavaNextProcessor` rounds (LLaVA's own code differs for some sizes).
+    newline per row of patches, rounded as `LlavaNextProcessor` rounds (LLaVA's own code differs for some sizes). The
+    sides of an image that is `WHOLE` are 0.
 
     Raises:
         InputError: no canvas takes the image.
@@ -286,7 +290,12 @@ def canvas_size(spec: ImageSpec, width: int, height: int) -> tuple[int, int]:
 
 
 def unpadded_grid(spec: ImageSpec, width: int, height: int) -> tuple[int, int]:
-    """(rows, columns) of the canvas's patches without the padding around an image, as transformers' `unpad_image`."""
+    """(rows, columns) of the canvas's patches without the padding around an image, as transformers' `unpad_image`.
+
+    A `WHOLE` image has one row, of no patch and the newline.
+    """
+    if (height, width) == WHOLE:
+        return 1, 0
     canvas_height, canvas_width = canvas_size(spec, width, height)
     patches = spec.size // spec.patch_size
     rows, columns = canvas_height // spec.size * patches, canvas_width // spec.size * patches

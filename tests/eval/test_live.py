@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from eval.live import LiveModel
 from eval.predictor import Decoding, Predictor, Query, Turn
+from models.build import build_vlm, read_metadata
 from models.spec import CropImage, ImageSpec, TextSpec
 from models.vision import VisionEncoder
 from models.vlm import VLM
 from tests.support.bundles import IMAGE_SIZE, PATCH_SIZE, image, make_bundle
+from tests.support.published import make_published, published
 
 
 def vlm_of(predictor: Predictor) -> VLM:
@@ -51,3 +54,20 @@ def test_live_answers_and_losses_are_the_bundles(tmp_path: Path, decoding: Decod
     assert live.answer(queries, decoding) == bundle.answer(queries, decoding)
     answers = ["A red circle", "no", "yes"]
     assert live.loss(queries, answers) == bundle.loss(queries, answers)
+
+
+def test_several_images_are_read_as_llava_onevision_reads_them(tmp_path: Path) -> None:
+    """Each as one square alone, beside a prompt whose only image is cut into tiles."""
+    folder = make_published(tmp_path / "published", "llava_onevision")
+    source = published(folder)
+    vlm = build_vlm(source, read_metadata(source, 512), frozen_dtype=torch.float32, seed=0).eval()
+    stock = Predictor.open(folder, device="cpu")
+    live = Predictor(LiveModel(vlm), stock.processor, device="cpu")
+    queries = [
+        Query((image("circle", (61, 40)), image("square", (30, 90))), (Turn("user", "two"),)),
+        Query((image("circle", (90, 30)),), (Turn("user", "What?"),)),
+    ]
+    answers = ["A red circle", "no"]
+    assert live.answer(queries, Decoding(max_new_tokens=12)) == stock.answer(queries, Decoding(max_new_tokens=12))
+    losses = [loss for loss, _ in stock.loss(queries, answers)]
+    assert [loss for loss, _ in live.loss(queries, answers)] == pytest.approx(losses, abs=1e-5)

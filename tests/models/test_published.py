@@ -10,19 +10,56 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from data_pipeline.config import ModelTemplate
+from data_pipeline.encode import Encoder
+from data_pipeline.record import Record, Turn
+from data_pipeline.templates import build_template
+from data_pipeline.tokens import Tokens
+from models.anyres import real_tiles
 from models.build import build_vlm, read_metadata
 from models.common.errors import InputError
 from models.common.sharded import ShardedWriter, TensorFiles
 from models.config import ModelConfig
+from models.opening import open_model, open_processor
 from models.published.model import PublishedModel
 from models.published.names import NEWLINE, place_of
-from tests.support.bundles import make_bundle
+from tests.support.bundles import image, make_bundle
+from tests.support.native import stock_content
+from tests.support.native_pair import png
 from tests.support.published import FAMILIES, assert_stock_logits, make_published, published
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_published_model_computes_what_its_own_class_does(tmp_path: Path, family: str) -> None:
     assert_stock_logits(make_published(tmp_path / family, family))
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
+def test_several_images_are_encoded_and_read_as_its_own_classes_do(tmp_path: Path, family: str) -> None:
+    """LLaVA-OneVision makes of each one square alone where a prompt has several."""
+    folder = make_published(tmp_path / family, family)
+    source = published(folder)
+    facts = read_metadata(source, 512)
+    vlm = build_vlm(source, facts, frozen_dtype=torch.float32, seed=0).eval()
+    stock, processor = open_model(folder, torch.device("cpu")), open_processor(folder)
+    drawn = [image("circle", size) for size in ((61, 40), (30, 90), (47, 47))]
+    tokens = Tokens.of(facts.tokenizer, facts.text.image_token)
+    encoder = Encoder([], build_template(ModelTemplate(), tokens), tokens, facts.image, 512)
+    turns = (Turn("user", "<image>\nIs it <image>\nor <image>\n?"), Turn("assistant", "A circle."))
+    encoding = encoder.encode_record(Record(tuple(png(each) for each in drawn), turns))
+    words: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    content = stock_content(turns[0].text, drawn)
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, **words)
+    prompt = inputs.pop("input_ids")[0].tolist()
+    assert encoding.input_ids[: len(prompt)].tolist() == prompt
+    tiles = torch.from_numpy(encoding.tiles)
+    sizes = torch.tensor(encoding.image_sizes) if facts.image.fit.is_tiled else None
+    assert torch.equal(vlm.normalise(tiles), real_tiles(facts.image, inputs["pixel_values"], sizes)[0])
+    ids_BL = torch.tensor(encoding.input_ids, dtype=torch.int64)[None]
+    inputs["attention_mask"] = torch.ones_like(ids_BL)
+    with torch.no_grad():
+        hidden_BLD = vlm(ids_BL, torch.arange(ids_BL.shape[1])[None], tiles, encoding.image_sizes)
+        torch.testing.assert_close(vlm.head(hidden_BLD), stock(input_ids=ids_BL, **inputs).logits, rtol=0, atol=1e-6)
 
 
 def test_a_bundle_of_ours_is_opened_in_the_same_way(tmp_path: Path) -> None:

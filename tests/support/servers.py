@@ -8,9 +8,9 @@ import io
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,15 @@ class Running:
         raise AssertionError(f"{self.engine.stats()}")
 
 
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Settings with other values; each is found by its name, which stands in one group alone."""
+    groups = [part.name for part in fields(settings) if is_dataclass(getattr(settings, part.name))]
+    for name, value in changes.items():
+        (group,) = (group for group in groups if hasattr(getattr(settings, group), name))
+        settings = replace(settings, **{group: replace(getattr(settings, group), **{name: value})})
+    return settings
+
+
 @contextmanager
 def running_server(
     predictor: Predictor,
@@ -70,9 +79,9 @@ def running_server(
         page: where the page, if there is to be one, keeps what visitors send.
         changes: those of the settings.
     """
-    settings = Settings(model=MODEL, **{"grace_s": 0.5, **changes})
+    settings = changed(Settings(model=MODEL), {"grace_s": 0.5, **changes})
     service = Service(settings)
-    limits = EngineLimits(rows=settings.rows, waiting=settings.waiting)
+    limits = EngineLimits(rows=settings.load.rows, waiting=settings.load.waiting)
     engine = Engine(predictor, limits, after_step=service.after_step)
     app = build_app(service)
     loops: list[asyncio.AbstractEventLoop] = []

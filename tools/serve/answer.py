@@ -16,7 +16,7 @@ from eval.engine import Ended, Event, Failed, Piece, QueueFull, Refused
 from tools.serve.errors import ApiError
 from tools.serve.gate import Visit
 from tools.serve.outbox import Outbox
-from tools.serve.settings import Settings
+from tools.serve.settings import Times
 
 KEEP_ALIVE_S = 15.0
 
@@ -34,14 +34,14 @@ class Answer:
     Args:
         request: what the engine gave for it.
         outbox: where its events come.
-        settings: the limits of time.
+        times: the limits of its time.
         visit: whose log line tells its end.
     """
 
-    def __init__(self, request: Cancellable, outbox: Outbox[Event], settings: Settings, visit: Visit) -> None:
-        self._request, self._outbox, self._settings, self._visit = request, outbox, settings, visit
+    def __init__(self, request: Cancellable, outbox: Outbox[Event], times: Times, visit: Visit) -> None:
+        self._request, self._outbox, self._times, self._visit = request, outbox, times, visit
         self._early: list[Event] = []
-        self._deadline_s = time.monotonic() + settings.answer_s
+        self._deadline_s = time.monotonic() + times.answer_s
         self.ended: Ended | None = None
         """Set when all pieces were read."""
 
@@ -51,7 +51,7 @@ class Answer:
         Raises:
             ApiError: 503, the engine did not come to it in time.
         """
-        limit_s = min(self._settings.queue_s, self._settings.answer_s)
+        limit_s = min(self._times.queue_s, self._times.answer_s)
         self._early = await self._outbox.get(limit_s)
         if not self._early:
             text = f"no answer began within {limit_s:g} s, since many are waiting: ask again later"
@@ -81,7 +81,7 @@ class Answer:
         left_s = self._deadline_s - time.monotonic()
         events = await self._outbox.get(min(max(left_s, 0.001), KEEP_ALIVE_S))
         if not events and time.monotonic() >= self._deadline_s:
-            text = f"the answer took longer than {self._settings.answer_s:g} s and ends here"
+            text = f"the answer took longer than {self._times.answer_s:g} s and ends here"
             raise ApiError(503, text, code="timeout", reason="answer_time")
         return events
 

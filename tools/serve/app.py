@@ -69,7 +69,7 @@ def build_app(service: Service) -> FastAPI:
 
 def behind_gate(app: FastAPI, service: Service, keys: Keys) -> Gate:
     """What uvicorn serves."""
-    return Gate(app, keys, service.settings, service.metrics.visited)
+    return Gate(app, keys, service.settings.access, service.metrics.visited)
 
 
 def _health(service: Service) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from models.common.errors import InputError
-from tools.serve.settings import MEGABYTE, Settings
+from tools.serve.settings import MEGABYTE, Access, Load, RequestLimits, Settings, Times
 
 _ROOT_PATH = re.compile(r"(https?://[^/\s?#]+)?(/[\w.~%+-]+)*/?")
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
@@ -35,19 +35,19 @@ def add_address(parser: argparse.ArgumentParser, *, port: int | None, ports: str
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """What it takes, and how long."""
-    some = Settings(model="")
+    limits, load, times = RequestLimits(), Load(), Times()
     add = parser.add_argument
-    add("--rows", type=int, default=some.rows, help="answers that are written at once (default: %(default)s)")
-    add("--waiting", type=int, default=some.waiting, help="further requests that may wait (default: %(default)s)")
-    add("--per-client", type=int, default=some.per_client, help="requests of one key or address (default: %(default)s)")
+    add("--rows", type=int, default=load.rows, help="answers that are written at once (default: %(default)s)")
+    add("--waiting", type=int, default=load.waiting, help="further requests that may wait (default: %(default)s)")
+    add("--per-client", type=int, default=load.per_client, help="requests of one key or address (default: %(default)s)")
     add("--cache-gb", type=float, help="memory for keys and values (default: a share of what is free)")
     add("--picture-gb", type=float, default=1.0, help="memory for decoding pictures (default: %(default)s)")
     add("--max-megapixels", type=float, default=25.0, help="of one picture (default: %(default)s)")
-    add("--max-tokens", type=int, default=some.max_tokens, help="longest answer (default: %(default)s)")
-    add("--queue-timeout", type=float, default=some.queue_s, help="seconds until an answer begins, else 503")
-    add("--timeout", type=float, default=some.answer_s, help="seconds that an answer may take (default: %(default)s)")
-    add("--grace", type=float, default=some.grace_s, help="seconds that answers have after SIGTERM")
-    add("--answers", type=int, default=some.answers, help="answers kept for the same question (default: %(default)s)")
+    add("--max-tokens", type=int, default=limits.max_tokens, help="longest answer (default: %(default)s)")
+    add("--queue-timeout", type=float, default=times.queue_s, help="seconds until an answer begins, else 503")
+    add("--timeout", type=float, default=times.answer_s, help="seconds that an answer may take (default: %(default)s)")
+    add("--grace", type=float, default=times.grace_s, help="seconds that answers have after SIGTERM")
+    add("--answers", type=int, default=load.answers, help="answers kept for the same question (default: %(default)s)")
     add("--fetch", action="store_true", help="fetch pictures from public http(s) addresses")
 
 
@@ -60,20 +60,24 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     _check(arguments)
     return Settings(
         model=arguments.name or arguments.bundle.resolve().name,
-        rows=arguments.rows,
-        waiting=arguments.waiting,
-        per_client=arguments.per_client,
-        picture_bytes=int(arguments.picture_gb * 1000 * MEGABYTE),
-        max_pixels=int(arguments.max_megapixels * 1_000_000),
-        max_tokens=arguments.max_tokens,
-        default_tokens=min(Settings.default_tokens, arguments.max_tokens),
-        queue_s=arguments.queue_timeout,
-        answer_s=arguments.timeout,
-        grace_s=arguments.grace,
-        answers=arguments.answers,
-        fetches=arguments.fetch,
-        hosts=tuple(arguments.allow_host),
-        origins=tuple(origin.rstrip("/") for origin in arguments.cors),
+        limits=RequestLimits(
+            picture_bytes=int(arguments.picture_gb * 1000 * MEGABYTE),
+            max_pixels=int(arguments.max_megapixels * 1_000_000),
+            max_tokens=arguments.max_tokens,
+            default_tokens=min(RequestLimits.default_tokens, arguments.max_tokens),
+            fetches=arguments.fetch,
+        ),
+        load=Load(
+            rows=arguments.rows,
+            waiting=arguments.waiting,
+            per_client=arguments.per_client,
+            answers=arguments.answers,
+        ),
+        times=Times(queue_s=arguments.queue_timeout, answer_s=arguments.timeout, grace_s=arguments.grace),
+        access=Access(
+            hosts=tuple(arguments.allow_host),
+            origins=tuple(origin.rstrip("/") for origin in arguments.cors),
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from tools.serve.budget import Budget
 from tools.serve.errors import ApiError, invalid
-from tools.serve.settings import MEGABYTE, Settings
+from tools.serve.settings import MEGABYTE, RequestLimits, Times
 
 _LINGER_S = 2.0
 """How long a body that is too large is read on and thrown away: a connection that is closed before loses its answer."""
@@ -58,9 +58,9 @@ async def _throw_away(receive: Receive) -> None:
 class Bodies:
     """Reads bodies; those that are not small share a budget until the request's pictures are decoded."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self.budget = Budget(max(settings.picture_bytes // 4, _COPIES * settings.max_body_bytes))
+    def __init__(self, limits: RequestLimits, times: Times) -> None:
+        self._limits, self._times = limits, times
+        self.budget = Budget(max(limits.picture_bytes // 4, _COPIES * limits.max_body_bytes))
 
     @asynccontextmanager
     async def read(self, request: Request, content_type: str) -> AsyncIterator[bytearray]:
@@ -74,15 +74,15 @@ class Bodies:
             raise ApiError(415, f"this address takes {content_type}, not {found or 'a body without a type'}")
         length = self._length(request)
         async with AsyncExitStack() as held:
-            if length is None or length > self._settings.small_body_bytes:
-                await held.enter_async_context(self._room(self._settings.max_body_bytes if length is None else length))
+            if length is None or length > self._limits.small_body_bytes:
+                await held.enter_async_context(self._room(self._limits.max_body_bytes if length is None else length))
             yield await self._bytes(request)
 
     @asynccontextmanager
     async def _room(self, length: int) -> AsyncIterator[None]:
         async with AsyncExitStack() as held:
             try:
-                await held.enter_async_context(self.budget.taken(_COPIES * length, self._settings.queue_s))
+                await held.enter_async_context(self.budget.taken(_COPIES * length, self._times.queue_s))
             except asyncio.TimeoutError:
                 text = "many large requests are being read: ask again later"
                 raise ApiError(503, text, code="overloaded", retry_after_s=5, reason="bodies") from None
@@ -94,15 +94,15 @@ class Bodies:
             return None
         if not text.isdecimal():
             raise invalid("Content-Length is no number")
-        if int(text) > self._settings.max_body_bytes:
-            raise TooLargeError(self._settings.max_body_bytes)
+        if int(text) > self._limits.max_body_bytes:
+            raise TooLargeError(self._limits.max_body_bytes)
         return int(text)
 
     async def _bytes(self, request: Request) -> bytearray:
         try:
-            return await asyncio.wait_for(self._all(request), self._settings.body_s)
+            return await asyncio.wait_for(self._all(request), self._times.body_s)
         except asyncio.TimeoutError:
-            text = f"the body did not come within {self._settings.body_s:g} s"
+            text = f"the body did not come within {self._times.body_s:g} s"
             raise ApiError(408, text, headers={"Connection": "close"}) from None
 
     async def _all(self, request: Request) -> bytearray:
@@ -110,8 +110,8 @@ class Bodies:
         try:
             async for piece in request.stream():
                 found += piece
-                if len(found) > self._settings.max_body_bytes:
-                    raise TooLargeError(self._settings.max_body_bytes)
+                if len(found) > self._limits.max_body_bytes:
+                    raise TooLargeError(self._limits.max_body_bytes)
         except ClientDisconnect:
             raise ApiError(400, "the connection ended within the body") from None
         return found

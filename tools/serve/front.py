@@ -46,9 +46,9 @@ class Front:
         root_path: str,
     ) -> None:
         settings = service.settings
-        asker = EngineAsker(engine, service.pictures, settings.queue_s)
-        self._folder, self._max_body_bytes = folder, settings.max_body_bytes
-        self._page = Page(predictor, folder, examples, asker=asker, rows=settings.rows)
+        asker = EngineAsker(engine, service.pictures, settings.times.queue_s)
+        self._folder, self._max_body_bytes = folder, settings.limits.max_body_bytes
+        self._page = Page(predictor, folder, examples, asker=asker, rows=settings.load.rows)
         self._app = page_app(self._page, examples, root_path)
 
     async def open(self, app: FastAPI, held: AsyncExitStack) -> None:

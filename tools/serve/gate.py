@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tools.serve.errors import ApiError
 from tools.serve.keys import Keys
-from tools.serve.settings import Settings
+from tools.serve.settings import Access
 from tools.serve.shares import address_group
 
 logger = logging.getLogger(__name__)
@@ -63,14 +63,14 @@ class Gate:
     Args:
         app: what is behind it.
         keys: who is let in.
-        settings: names of hosts and origins.
+        access: names of hosts and origins.
         at_end: told of each visit when it is over.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, settings: Settings, at_end: Callable[[Visit], None]) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, access: Access, at_end: Callable[[Visit], None]) -> None:
         self._app, self._keys, self._at_end = app, keys, at_end
-        self._hosts = {name.lower() for name in (*settings.hosts, "localhost", socket.gethostname())}
-        self._origins = set(settings.origins)
+        self._hosts = {name.lower() for name in (*access.hosts, "localhost", socket.gethostname())}
+        self._origins = set(access.origins)
 
     def allow(self, address: str) -> None:
         """Let browsers ask under one more address, of a tunnel."""

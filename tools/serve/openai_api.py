@@ -33,22 +33,22 @@ def openai_api(service: Service) -> APIRouter:
         async with AsyncExitStack() as held:
             held.enter_context(service.shares.one_more(visit.client))
             asked, prompt = await _prepared(service, request)
-            decoding = asked.decoding(settings)
+            decoding = asked.decoding(settings.limits)
             if asked.stream:
                 answer = await until_gone(request, service.begin(prompt, decoding, visit))
                 return _stream(answer, asked, settings, held.pop_all())
             text, ended = await until_gone(request, service.text(prompt, decoding, visit))
             usage = usage_of(ended.prompt_tokens, ended.tokens)
-            return JSONResponse(Completion(settings).whole(text, ended.reason, usage))
+            return JSONResponse(Completion(settings.model).whole(text, ended.reason, usage))
 
     @router.get("/v1/models", summary="The one model that is served")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model_card(settings, service.started_s)]}
+        return {"object": "list", "data": [model_card(settings.model, service.started_s)]}
 
     @router.get("/v1/models/{model:path}", summary="The model of that name")
     async def model(model: str) -> dict[str, Any]:
-        check_model(model, settings)
-        return model_card(settings, service.started_s)
+        check_model(model, settings.model)
+        return model_card(settings.model, service.started_s)
 
     return router
 
@@ -56,22 +56,22 @@ def openai_api(service: Service) -> APIRouter:
 async def _prepared(service: Service, request: Request) -> tuple[ChatRequest, Prompt]:
     """The request without its body, which is let go before it waits for its answer."""
     async with service.bodies.read(request, "application/json") as raw:
-        parse = partial(_parse, raw, service.settings)
+        parse = partial(_parse, raw, service.settings.model)
         asked, question = parse() if len(raw) <= INLINE_BYTES else await service.in_thread(parse)
-        prompt = await until_gone(request, service.prepare(question, asked.decoding(service.settings)))
+        prompt = await until_gone(request, service.prepare(question, asked.decoding(service.settings.limits)))
         return asked.model_copy(update={"messages": []}), prompt
 
 
-def _parse(raw: bytearray, settings: Settings) -> tuple[ChatRequest, Question]:
+def _parse(raw: bytearray, served: str) -> tuple[ChatRequest, Question]:
     try:
         asked = ChatRequest.model_validate_json(raw)
     except ValidationError as error:
         raise of_validation(error) from None
-    asked.check(settings)
+    asked.check(served)
     return asked, of_messages(asked.messages)
 
 
 def _stream(answer: Answer, asked: ChatRequest, settings: Settings, held: AsyncExitStack) -> Response:
     with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-    completion = Completion(settings, with_usage=with_usage)
-    return EventStream(answer, completion, held, with_usage=with_usage, limit_s=settings.answer_s)
+    completion = Completion(settings.model, with_usage=with_usage)
+    return EventStream(answer, completion, held, with_usage=with_usage, limit_s=settings.times.answer_s)

@@ -32,7 +32,7 @@ from tools.serve.gate import visit_of
 from tools.serve.question import Question, read_base64, read_url
 from tools.serve.responses import until_gone
 from tools.serve.service import Service
-from tools.serve.settings import Settings
+from tools.serve.settings import RequestLimits
 from tools.serve.wire import Wire
 
 CAPTION = "Describe the image."
@@ -50,14 +50,14 @@ class ChatMessage(Wire):
 
 def rest_api(service: Service, conversations: Conversations) -> APIRouter:
     """The routes, for one service."""
-    router, settings = APIRouter(tags=["REST"]), service.settings
+    router, limits = APIRouter(tags=["REST"]), service.settings.limits
 
     async def answered(request: Request, *, field: str, default: str | None) -> tuple[str, dict[str, Any]]:
         started_s = time.monotonic()
         visit = visit_of(request.scope)
         with service.shares.one_more(visit.client):
             async with service.bodies.read(request, "multipart/form-data") as body:
-                question, decoding = await _of_form(request, body, settings, field=field, default=default)
+                question, decoding = await _of_form(request, body, limits, field=field, default=default)
                 prompt = await until_gone(request, service.prepare(question, decoding))
             text, ended = await until_gone(request, service.text(prompt, decoding, visit))
         return text, {"tokens": ended.tokens, "seconds": round(time.monotonic() - started_s, 4)}
@@ -84,7 +84,7 @@ def rest_api(service: Service, conversations: Conversations) -> APIRouter:
                 held.enter_context(conversations.turn(visit.client, name))
                 before = conversations.find(visit.client, name) if picture is None else Conversation(picture)
                 asked = before.asked(sent.message)
-                decoding = _decoding(sent.max_new_tokens, settings)
+                decoding = _decoding(sent.max_new_tokens, limits)
                 prompt = await until_gone(request, service.prepare(_question(asked), decoding))
             text, ended = await until_gone(request, service.text(prompt, decoding, visit))
             conversations.keep(visit.client, name, asked.answered(text))
@@ -120,7 +120,7 @@ def _of_json(body: bytearray) -> tuple[ChatMessage, bytes | str | None]:
 
 
 async def _of_form(
-    request: Request, body: bytearray, settings: Settings, *, field: str, default: str | None
+    request: Request, body: bytearray, limits: RequestLimits, *, field: str, default: str | None
 ) -> tuple[Question, Decoding]:
     form = await parse_form(request, body)
     try:
@@ -131,7 +131,7 @@ async def _of_form(
         if not isinstance(text, str) or not text.strip():
             raise invalid(f"there is no {field} yet: write one", field)
         question = Question((Turn("user", text),), (await image.read(),), param=field, picture_param="image")
-        return question, _decoding(_count(form.get("max_new_tokens")), settings)
+        return question, _decoding(_count(form.get("max_new_tokens")), limits)
     finally:
         await form.close()
 
@@ -144,8 +144,8 @@ def _count(value: object) -> int | None:
     return int(value)
 
 
-def _decoding(max_new_tokens: int | None, settings: Settings) -> Decoding:
-    return Decoding(max_new_tokens=min(max_new_tokens or settings.default_tokens, settings.max_tokens))
+def _decoding(max_new_tokens: int | None, limits: RequestLimits) -> Decoding:
+    return Decoding(max_new_tokens=min(max_new_tokens or limits.default_tokens, limits.max_tokens))
 
 
 def _new_name() -> str:

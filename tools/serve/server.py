@@ -140,7 +140,7 @@ class Server:
             "closing: %d answers are written, %d wait; a second signal ends at once", stats.running, stats.waiting
         )
         self._steps.when_closing()
-        await asyncio.to_thread(engine.drain, self._service.settings.grace_s)
+        await asyncio.to_thread(engine.drain, self._service.settings.times.grace_s)
         await asyncio.to_thread(engine.close)
         await self._steps.when_drained()
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages that are open still are cut off

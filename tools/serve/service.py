@@ -53,10 +53,10 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.engine: Engine | None = None
-        self.bodies = Bodies(settings)
-        self.pictures = Budget(settings.picture_bytes)
-        self.shares = Shares(settings.per_client)
-        self.answers: AnswerCache[tuple[Event, ...]] = AnswerCache(settings.answers)
+        self.bodies = Bodies(settings.limits, settings.times)
+        self.pictures = Budget(settings.limits.picture_bytes)
+        self.shares = Shares(settings.load.per_client)
+        self.answers: AnswerCache[tuple[Event, ...]] = AnswerCache(settings.load.answers)
         self.metrics = Metrics(self._gauges, self._counters)
         self.started_s = int(time.time())
         self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
@@ -131,8 +131,9 @@ class Service:
             ApiError: bad input, no room, or no engine.
         """
         engine, started_s = self._ready(), time.monotonic()
-        if len(question.pictures) > self.settings.max_images:
-            text = f"{len(question.pictures)} pictures; at most {self.settings.max_images} are read in one request"
+        limits = self.settings.limits
+        if len(question.pictures) > limits.max_images:
+            text = f"{len(question.pictures)} pictures; at most {limits.max_images} are read in one request"
             raise invalid(text, question.param)
         try:
             files, num_bytes = await self._files(question)
@@ -149,14 +150,14 @@ class Service:
         """The pictures' files, and the memory that they will take."""
         if not question.pictures:
             return [], 0
-        if not self.settings.fetches and any(isinstance(picture, str) for picture in question.pictures):
+        if not self.settings.limits.fetches and any(isinstance(picture, str) for picture in question.pictures):
             text = "pictures are not fetched from addresses here: send a data: URL"
             raise invalid(text, question.picture_param, "image_url")
         files = [
             await self._in(self._fetchers, partial(fetch, picture)) if isinstance(picture, str) else picture
             for picture in question.pictures
         ]
-        measure = partial(_measure, files, self.settings)
+        measure = partial(_measure, files, self.settings.limits.max_pixels)
         num_bytes = measure() if sum(map(len, files)) <= INLINE_BYTES else await self.in_thread(measure)
         if num_bytes > self.pictures.num_bytes:
             text = f"to decode the pictures takes {num_bytes / MEGABYTE:.0f} MB: shrink them"
@@ -167,7 +168,7 @@ class Service:
     async def _room(self, num_bytes: int) -> AsyncIterator[None]:
         async with AsyncExitStack() as held:
             try:
-                await held.enter_async_context(self.pictures.taken(num_bytes, self.settings.queue_s))
+                await held.enter_async_context(self.pictures.taken(num_bytes, self.settings.times.queue_s))
             except asyncio.TimeoutError:
                 text = "many large pictures are being decoded: ask again later"
                 raise ApiError(503, text, code="overloaded", retry_after_s=5, reason="pictures") from None
@@ -181,7 +182,7 @@ class Service:
             for event in kept:
                 outbox.put(event)
             self.metrics.answered_again()
-            return Answer(_Nobody(), outbox, self.settings, visit)
+            return Answer(_Nobody(), outbox, self.settings.times, visit)
         post, pieces = partial(self._bridge.post, outbox), list[str]()
 
         def on_event(event: Event) -> None:
@@ -202,7 +203,7 @@ class Service:
             request = engine.submit(prompt, decoding, on_event)
         except Refused as error:
             raise refusal(error) from None
-        return Answer(request, outbox, self.settings, visit)
+        return Answer(request, outbox, self.settings.times, visit)
 
     def _ready(self) -> Engine:
         if self.engine is None:
@@ -246,13 +247,13 @@ class _Nobody:
         """Nothing goes on."""
 
 
-def _measure(files: Sequence[bytes], settings: Settings) -> int:
+def _measure(files: Sequence[bytes], max_pixels: int) -> int:
     """The memory that the pictures will take, by their headers."""
     num_bytes = 0
     for file in files:
         num_pixels, decoder_bytes = check_header(file)
-        if num_pixels > settings.max_pixels:
-            raise ImageError(f"image has {num_pixels} pixels; more than {settings.max_pixels} are refused here")
+        if num_pixels > max_pixels:
+            raise ImageError(f"image has {num_pixels} pixels; more than {max_pixels} are refused here")
         num_bytes += max(_PIXEL_BYTES * num_pixels, decoder_bytes)
     return num_bytes
 

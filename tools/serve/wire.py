@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from eval.decoding import Decoding
 from tools.serve.errors import invalid
-from tools.serve.settings import Settings
+from tools.serve.settings import RequestLimits
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -123,13 +123,13 @@ class ChatRequest(Wire):
     tools: list[Any] | None = None
     tool_choice: Any = None
 
-    def check(self, settings: Settings) -> None:
+    def check(self, served: str) -> None:
         """Refuse what cannot be done.
 
         Raises:
             ApiError: 400, or 404 for a model that is not here.
         """
-        check_model(self.model, settings)
+        check_model(self.model, served)
         for name, neutral in _NEUTRAL.items():
             value = (self.model_extra or {}).get(name)
             if value is not None and value not in neutral:
@@ -142,12 +142,12 @@ class ChatRequest(Wire):
             if message.tool_calls or message.function_call:
                 raise invalid("messages with tool calls are not supported", "messages", "unsupported")
 
-    def decoding(self, settings: Settings) -> Decoding:
+    def decoding(self, limits: RequestLimits) -> Decoding:
         """How it wants to be decoded; greedy where it does not say."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        asked = self.max_completion_tokens or self.max_tokens or settings.default_tokens
+        asked = self.max_completion_tokens or self.max_tokens or limits.default_tokens
         return Decoding(
-            max_new_tokens=min(asked, settings.max_tokens),
+            max_new_tokens=min(asked, limits.max_tokens),
             temperature=float(self.temperature or 0.0),
             top_p=1.0 if self.top_p is None else float(self.top_p),
             seed=secrets.randbits(63) if self.seed is None else self.seed,
@@ -155,10 +155,10 @@ class ChatRequest(Wire):
         )
 
 
-def check_model(model: str | None, settings: Settings) -> None:
+def check_model(model: str | None, served: str) -> None:
     """Raise ApiError (404) for a model that is not the one that is served."""
-    if model is not None and model != settings.model:
-        error = invalid(f"there is no model {model[:100]!r} here, only {settings.model!r}", "model", "model_not_found")
+    if model is not None and model != served:
+        error = invalid(f"there is no model {model[:100]!r} here, only {served!r}", "model", "model_not_found")
         error.status = 404
         raise error
 
@@ -166,11 +166,11 @@ def check_model(model: str | None, settings: Settings) -> None:
 class Completion:
     """The answer to one request, in parts or whole."""
 
-    def __init__(self, settings: Settings, *, with_usage: bool = False) -> None:
+    def __init__(self, model: str, *, with_usage: bool = False) -> None:
         self._common = {
             "id": "chatcmpl-" + secrets.token_hex(12),
             "created": int(time.time()),
-            "model": settings.model,
+            "model": model,
             "system_fingerprint": None,
         }
         self._with_usage = with_usage
@@ -197,6 +197,6 @@ def usage_of(prompt_tokens: int, tokens: int) -> dict[str, int]:
     return {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
 
 
-def model_card(settings: Settings, created: int) -> dict[str, Any]:
+def model_card(model: str, created: int) -> dict[str, Any]:
     """The served model in the list of models."""
-    return {"id": settings.model, "object": "model", "created": created, "owned_by": "sightline"}
+    return {"id": model, "object": "model", "created": created, "owned_by": "sightline"}

@@ -93,14 +93,14 @@ def test_the_limits_of_the_page_are_the_defaults() -> None:
 
     some = Settings(model="")
     for text in (
-        f"a body: {some.max_body_bytes // 10**6} MB",
-        f"a picture: {some.max_pixels // 10**6} megapixels",
-        f"decoding: {some.picture_bytes // 10**9} GB",
-        f"requests of one key or address: {some.per_client}",
-        f"answers at once: {some.rows}; waiting: {some.waiting}",
-        f"until an answer begins: {some.queue_s:g} s",
-        f"an answer: {some.answer_s:g} s, {some.max_tokens} tokens",
-        f"`--grace` ({some.grace_s:g} s)",
-        f"({some.default_tokens} unless given",
+        f"a body: {some.limits.max_body_bytes // 10**6} MB",
+        f"a picture: {some.limits.max_pixels // 10**6} megapixels",
+        f"decoding: {some.limits.picture_bytes // 10**9} GB",
+        f"requests of one key or address: {some.load.per_client}",
+        f"answers at once: {some.load.rows}; waiting: {some.load.waiting}",
+        f"until an answer begins: {some.times.queue_s:g} s",
+        f"an answer: {some.times.answer_s:g} s, {some.limits.max_tokens} tokens",
+        f"`--grace` ({some.times.grace_s:g} s)",
+        f"({some.limits.default_tokens} unless given",
     ):
         assert text in PAGE
