@@ -88,7 +88,10 @@ def compare_files(paths: Sequence[Path], *, seed: int = 0) -> list[Pair]:
     for path, other in zip(paths[1:], others, strict=True):
         shared = [name for name in first if name in other]
         if not shared:
-            raise InputError(f"{paths[0]} and {path} have no task of one name: {', '.join(first)}; {', '.join(other)}")
+            there = "; ".join(
+                f"{file} has {', '.join(each) or 'none'}" for file, each in ((paths[0], first), (path, other))
+            )
+            raise InputError(f"no task whose samples have scores is in both: {there}")
         found += [(first[name], other[name], _compared(first[name], other[name], seed)) for name in shared]
     adjusted = holm([comparison.p_value for _, _, comparison in found])
     return [Pair(*each, adjusted=value) for each, value in zip(found, adjusted, strict=True)]

@@ -99,6 +99,7 @@ def test_other_protocols_are_refused_with_the_fact_that_differs(tmp_path: Path) 
         ("missing", r"other\.json: no such file"),
         ("text", r"other\.json: not valid JSON"),
         ("other", r"other\.json is no evaluation"),
+        ("none", r"no task .* is in both: .*one\.json has pope; .*other\.json has none"),
         ("samples", "lacks 1 samples of pope"),
         ("no samples", r"other\.pope\.jsonl: no such file"),
     ],
@@ -111,6 +112,8 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path, damage: str, messag
         other.write_text("nothing")
     elif damage == "other":
         other.write_text("[]")
+    elif damage == "none":
+        other.write_text('{"results": []}')
     elif damage == "no samples":
         (tmp_path / "other.pope.jsonl").unlink()
     else:
