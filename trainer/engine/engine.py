@@ -25,6 +25,7 @@ from trainer.config.schema import AdamW, EngineConfig
 from trainer.distributed.context import DistributedContext
 from trainer.engine.adam import build_adam, step_count
 from trainer.engine.deepspeed_config import deepspeed_config
+from trainer.engine.muon import import_muon_as_written
 from trainer.engine.numerics import needed_bytes
 from trainer.engine.partitions import hand_over
 from trainer.engine.private_parts import check_private_parts
@@ -76,6 +77,7 @@ def build_engine(
         num_trained=sum(whole_numel(parameter) for parameter in parameters),
     )
     hand_over(module, settings)
+    import_muon_as_written()
     engine, *_ = deepspeed.initialize(model=module, optimizer=adam, config=settings)
     stage = settings["zero_optimization"]["stage"]
     check_private_parts(engine, stage)
