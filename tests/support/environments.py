@@ -107,10 +107,10 @@ class Environment:
             "TORCH_EXTENSIONS_DIR": str(FOLDER / "torch_extensions"),
         }
 
-    def run(self, *words: str, where: Path) -> str:
+    def run(self, *words: str, where: Path, **variables: str) -> str:
         """What its Python prints; SystemExit with the end of its output where it fails."""
-        command = [self.python, *words]
-        done = subprocess.run(command, cwd=where, env=self.variables, capture_output=True, text=True, check=False)
+        command, variables = [self.python, *words], self.variables | variables
+        done = subprocess.run(command, cwd=where, env=variables, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{self}: {' '.join(words)[:200]}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
         return done.stdout
@@ -141,11 +141,11 @@ def make(environment: Environment) -> None:
 
 
 def trained() -> Path:
-    """The tiny quickstart after its last stage, trained once by the first environment, away from the checkout."""
+    """The tiny quickstart after its last stage, trained once by the first environment: a checkout's own command."""
     where = FOLDER / "trained"
     where.mkdir(exist_ok=True)
     if not (where / "quickstart" / "lora" / "finished.json").is_file():
-        Environment(NAMES[0]).run("-c", TRAIN, TINY.model_dump_json(), where=where)
+        Environment(NAMES[0]).run("-c", TRAIN, TINY.model_dump_json(), where=where, PYTHONPATH=str(REPOSITORY))
     return where / "quickstart"
 
 
