@@ -125,7 +125,7 @@ class Batch:
 
     @torch.no_grad()
     def _remember(self, rows: Sequence[Row]) -> None:
-        if self._reader.chats is not None:
+        if self._reader.chats is not None and self.cache.can_join:  # with a sliding window a row lacks its beginning
             for row in rows:
                 self._reader.chats.keep(row.prompt, row.text.ids, self.cache.copy_row(self.rows.index(row)))
 

@@ -220,5 +220,6 @@ def _pieces(events: queue.SimpleQueue[Event], request: Request) -> Iterator[str]
             if isinstance(event, Ended):
                 return
             yield event.text
-    finally:
-        request.cancel()  # nobody reads on
+    except BaseException:  # nobody reads on; behind its end an answer is not cancelled, for the event is its caller's
+        request.cancel()
+        raise

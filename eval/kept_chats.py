@@ -11,17 +11,17 @@ import threading
 from dataclasses import dataclass
 from itertools import takewhile
 
-from eval.kv_cache import DynamicKVCache
+from eval.kv_cache import KVRow
 from eval.prompts import Prompt
 
 
 @dataclass(frozen=True)
 class _Chat:
-    """`cache` holds exactly `ids`, whose images have these digests."""
+    """`row` holds exactly `ids`, whose images have these digests."""
 
     ids: list[int]
     images: tuple[bytes, ...]
-    cache: DynamicKVCache
+    row: KVRow
     num_bytes: int
 
 
@@ -38,7 +38,7 @@ class KeptChats:
         self._chats: list[_Chat] = []
         self._lock = threading.Lock()
 
-    def find(self, prompt: Prompt) -> DynamicKVCache | None:
+    def find(self, prompt: Prompt) -> KVRow | None:
         """The keys and values of the longest beginning of `prompt` that is kept; None where that is hardly any.
 
         It counts from half of the prompt or half of the chat on. A chat with other images does not count, nor a
@@ -53,7 +53,7 @@ class KeptChats:
             self.num_hits += 1
             self._chats.append(self._chats.pop(best))
             chat = self._chats[-1]
-        return chat.cache.beginning(shared[best])
+        return chat.row.beginning(shared[best])
 
     def _num_shared(self, prompt: Prompt, chat: _Chat) -> int:
         if prompt.image_digests != chat.images:
@@ -62,13 +62,12 @@ class KeptChats:
         num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         return 0 if self._image_token_id in prompt.ids[num_shared:] else num_shared
 
-    def keep(self, prompt: Prompt, answer_ids: list[int], cache: DynamicKVCache) -> None:
-        """Store a chat, whose last tokens `cache` need not hold; chats that it goes on with need no place any more."""
-        num_bytes = cache.num_bytes
-        if not cache.can_join or num_bytes > self._limit_bytes:
+    def keep(self, prompt: Prompt, answer_ids: list[int], row: KVRow) -> None:
+        """Store a chat, whose last tokens `row` need not hold; chats that it goes on with need no place any more."""
+        num_bytes = row.num_bytes
+        if num_bytes > self._limit_bytes:
             return
-        (length,) = cache.lengths
-        new = _Chat([*prompt.ids, *answer_ids][:length], prompt.image_digests, cache, num_bytes)
+        new = _Chat([*prompt.ids, *answer_ids][: row.length], prompt.image_digests, row, num_bytes)
         with self._lock:
             chats = [chat for chat in self._chats if not _is_beginning(chat, new)]
             self._chats = [*chats, new]

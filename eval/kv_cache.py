@@ -14,11 +14,35 @@ B rows, L columns of the cache, T new tokens of each row, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KVRow:
+    """Keys and values of one row without padding, which nobody writes to."""
+
+    layers: Sequence[tuple[Tensor, ...]]
+    """Of each layer, [1, heads, L, width of a head]."""
+
+    @property
+    def length(self) -> int:
+        """The number of tokens, L."""
+        return self.layers[0][0].shape[2]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the keys and values take."""
+        return sum(tensor.nbytes for pair in self.layers for tensor in pair)
+
+    def beginning(self, num_tokens: int) -> KVRow:
+        """Its first tokens, in the same memory."""
+        assert 0 < num_tokens <= self.length
+        return KVRow([tuple(each[:, :, :num_tokens] for each in pair) for pair in self.layers])
 
 
 class KVCache(Protocol):
@@ -52,8 +76,8 @@ class KVCache(Protocol):
     def keep(self, rows: Sequence[int]) -> list[int]:
         """Forget all but these rows; returns them in the order that they now have."""
 
-    def copy_row(self, row: int) -> DynamicKVCache:
-        """One row by itself, without padding."""
+    def copy_row(self, row: int) -> KVRow:
+        """One row by itself."""
 
 
 class DynamicKVCache:
@@ -162,40 +186,18 @@ class DynamicKVCache:
         self._cache, self._mask_BL, self.lengths = DynamicCache(config=self._model.config), None, []
         self.offsets = []
 
-    def copy_row(self, row: int) -> DynamicKVCache:
+    def copy_row(self, row: int) -> KVRow:
         """See `KVCache`."""
         assert self._mask_BL is not None, "there are no rows"
         places = slice(self._mask_BL.shape[1] - self.lengths[row], None)
-        return DynamicKVCache.of_row(
-            self._model,
-            [tuple(each[row : row + 1, :, places] for each in pair) for pair in self.layers()],
-        )
+        return KVRow([tuple(each[row : row + 1, :, places].clone() for each in pair) for pair in self.layers()])
 
     @classmethod
-    def of_row(cls, model: Any, layers: Sequence[tuple[Tensor, ...]]) -> DynamicKVCache:
-        """One row with a copy of the keys and values of each layer, [1, heads, L, width]."""
+    def of_beginnings(cls, model: Any, known: Sequence[KVRow | None]) -> DynamicKVCache:
+        """A row for each, that begins with a copy of what is known of it, or with nothing."""
         cache = cls(model)
-        for place, (keys, values) in enumerate(layers):
-            cache._cache.update(keys, values, place)
-        length = layers[0][0].shape[2]
-        cache._mask_BL = torch.ones(1, length, dtype=torch.long, device=layers[0][0].device)
-        cache.lengths, cache.offsets = [length], [0]
-        return cache
-
-    def beginning(self, num_tokens: int) -> DynamicKVCache:
-        """A copy of the first tokens of a cache of one row."""
-        (length,) = self.lengths
-        assert 0 < num_tokens <= length
-        return DynamicKVCache.of_row(
-            self._model, [tuple(each[:, :, :num_tokens] for each in pair) for pair in self.layers()]
-        )
-
-    @classmethod
-    def of_beginnings(cls, model: Any, known: Sequence[DynamicKVCache | None]) -> DynamicKVCache:
-        """A row for each, that begins with what is known of it (a cache of one row), or with nothing."""
-        cache = cls(model)
-        begun = [list(each.layers()) if each is not None else [] for each in known]
-        lengths = [each.lengths[0] if each is not None else 0 for each in known]
+        begun = [each.layers if each is not None else () for each in known]
+        lengths = [each.length if each is not None else 0 for each in known]
         for place, pair in enumerate(next(filter(None, begun), [])):
             blank = tuple(each[:, :, :0] for each in pair)
             rows = [layers[place] if layers else blank for layers in begun]

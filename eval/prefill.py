@@ -53,7 +53,7 @@ class PromptReader:
         cache = DynamicKVCache.of_beginnings(self._model, known)
         has_positions = any(prompt.positions_3L is not None for prompt in prompts)
         rest = [
-            prompt.from_token(begun.lengths[0], has_positions=has_positions) if begun is not None else prompt
+            prompt.from_token(begun.length, has_positions=has_positions) if begun is not None else prompt
             for prompt, begun in zip(prompts, known, strict=True)
         ]
         logits_GV = cache.read(self.inputs(rest))

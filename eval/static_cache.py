@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.kv_cache import DynamicKVCache, next_positions
+from eval.kv_cache import DynamicKVCache, KVRow, next_positions
 
 BLOCK = 256
 """The smallest slot; larger ones have 2, 4, 8, ... times as many positions, so that few graphs fit all lengths."""
@@ -98,11 +98,11 @@ class StaticKVCache:
         self.lengths, self.offsets = [self.lengths[row] for row in order], [self.offsets[row] for row in order]
         return order
 
-    def copy_row(self, row: int) -> DynamicKVCache:
+    def copy_row(self, row: int) -> KVRow:
         """See `KVCache`."""
         length = self.lengths[row]
         held = [slots.row(row, length) for slots in self._layers]
-        return DynamicKVCache.of_row(self._model, [tuple(each[None] for each in pair) for pair in held])
+        return KVRow([tuple(each[None].clone() for each in pair) for pair in held])
 
     def step(self, ids_B: Tensor) -> Tensor:
         """See `KVCache`. A step that failed has only written where the next one writes."""

@@ -7,7 +7,7 @@ import torch
 
 from eval.feature_cache import FeatureCache
 from eval.kept_chats import KeptChats
-from eval.kv_cache import DynamicKVCache
+from eval.kv_cache import DynamicKVCache, KVRow
 from eval.predictor import Predictor, Query, Turn
 from eval.prompts import Prompt
 from tests.support.bundles import image, make_bundle
@@ -58,13 +58,13 @@ def test_images_are_told_apart_by_their_pixels(predictor: Predictor) -> None:
     assert none == ()
 
 
-def cache_of(predictor: Predictor, num_tokens: int) -> DynamicKVCache:
-    """A cache of one row; what it holds does not matter."""
+def row_of(predictor: Predictor, num_tokens: int) -> KVRow:
+    """Keys and values of a row; what they are does not matter."""
     cache = DynamicKVCache(predictor.model)
     ids = torch.ones(1, num_tokens, dtype=torch.long)
     with torch.no_grad():
         cache.read({"input_ids": ids, "attention_mask": ids})
-    return cache
+    return cache.copy_row(0)
 
 
 def prompt(*ids: int, color: float | None = None) -> Prompt:
@@ -73,7 +73,7 @@ def prompt(*ids: int, color: float | None = None) -> Prompt:
 
 def keep(chats: KeptChats, predictor: Predictor, asked: Prompt, answer: list[int]) -> None:
     """As a row leaves: its last token has not been read."""
-    chats.keep(asked, answer, cache_of(predictor, len(asked.ids) + len(answer) - 1))
+    chats.keep(asked, answer, row_of(predictor, len(asked.ids) + len(answer) - 1))
 
 
 def test_the_longest_beginning_is_found_and_one_token_is_left_to_read(predictor: Predictor) -> None:
@@ -81,7 +81,7 @@ def test_the_longest_beginning_is_found_and_one_token_is_left_to_read(predictor:
     keep(chats, predictor, prompt(1, 2, 3), [4, 5])
     keep(chats, predictor, prompt(1, 2, 9, 9), [8])
     found = [chats.find(prompt(*ids)) for ids in ((1, 2, 3, 4, 5, 6), (1, 2, 3), (1, 2, 9, 9, 7), (1, 7, 7, 7), (7, 7))]
-    assert [None if each is None else each.lengths for each in found] == [[4], [2], [4], None, None]
+    assert [None if each is None else each.length for each in found] == [4, 2, 4, None, None]
     assert (chats.num_queries, chats.num_hits) == (5, 3)
 
 
@@ -95,7 +95,7 @@ def test_a_beginning_counts_only_with_the_same_images_and_none_behind_it(predict
 
 
 def test_a_chat_takes_the_place_of_its_beginning_and_the_one_used_longest_ago_goes(predictor: Predictor) -> None:
-    one = cache_of(predictor, 10).num_bytes
+    one = row_of(predictor, 10).num_bytes
     chats = KeptChats(3 * one, IMAGE)
     keep(chats, predictor, prompt(*range(8)), [20, 21, 22])
     keep(chats, predictor, prompt(*range(8), 20, 21), [30])

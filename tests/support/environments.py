@@ -43,6 +43,7 @@ import sys
 from pathlib import Path
 from tools.examples.quickstart.runner import Runner
 from tools.examples.quickstart.steps import QuickstartSizes, plan
+Path("quickstart").mkdir(exist_ok=True)
 steps = plan(Path("quickstart"), QuickstartSizes.model_validate_json(sys.argv[1]), 0)
 names = ("world", "clip", "language", "shards align", "shards lora", "align", "lora")
 Runner(Path("quickstart"), [step for step in steps if step.name in names]).run()

@@ -64,8 +64,9 @@ def _pieces(request: Request, events: queue.SimpleQueue[Event], cancel: Cancel) 
                 return
             else:
                 raise event.error
-    finally:
+    except BaseException:  # nobody reads on; behind its end an answer is not cancelled, for `cancel` is its caller's
         request.cancel()
+        raise
 
 
 def _bytes_of(image: Image.Image) -> int:

@@ -21,6 +21,7 @@ from eval.predictor import AnswerStream, Decoding, Query, Turn
 from models.common.errors import InputError
 
 MAX_QUESTION_CHARACTERS = 4000
+SAID_NOTHING = "the model ended its answer without a word: ask in other words, or try again"
 UPDATE_INTERVAL_S = 0.04
 """Interval of updates of the page, in seconds; faster ones would not be visible."""
 
@@ -122,7 +123,8 @@ def reply(asker: Asker, chat: Chat, decoding: Decoding, cancel: Cancel | None = 
                 yield Update(chat.answered(text))
         if not text and cancel.is_set():
             raise InputError(cancel.reason)
-        yield Update(chat.answered(text), cancel.reason, describe_speed(stream), stream.tokens_per_s)
+        told = cancel.reason if text else SAID_NOTHING
+        yield Update(chat.answered(text), told, describe_speed(stream), stream.tokens_per_s)
     except Exception as error:
         yield Update(replace(chat, turns=chat.turns[:-1]), error=describe_error(error))
 

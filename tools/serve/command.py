@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import socket
 import sys
@@ -108,6 +109,8 @@ class _Life:
                 examples=examples,
                 root_path=arguments.root_path,
             )
+        gc.collect()
+        gc.freeze()  # a million objects stay: later collections need not look at them, each of which stops every answer
         return engine
 
     async def begin(self, _: Engine, held: AsyncExitStack) -> None:

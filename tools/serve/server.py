@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp
 
 from eval.engine import Engine
 from models.common.errors import InputError
+from tools.serve.http import BoundedProtocol
 from tools.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,7 @@ class Server:
     def __init__(self, app: ASGIApp, service: Service, steps: Steps, *, root_path: str = "") -> None:
         config = uvicorn.Config(
             app,
+            http=BoundedProtocol,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -100,7 +103,7 @@ class Server:
         Raises:
             InputError: the model cannot be opened.
         """
-        asyncio.run(self._run(listener, hears_signals))
+        uvloop.run(self._run(listener, hears_signals))
 
     def stop(self) -> None:
         """Begin the end; on the event loop."""

@@ -188,6 +188,15 @@ def test_a_step_that_does_not_make_its_output_fails(tmp_path: Path) -> None:
         Runner(tmp_path, [step("first", "true", tmp_path)]).run()
 
 
+def test_a_step_whose_program_is_missing_fails_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    steps = [
+        Step("first", ("/no/such/program",), (tmp_path / "first",)),
+        step("second", f"touch {tmp_path}/second", tmp_path, "first"),
+    ]
+    with pytest.raises(InputError, match=r"step 'first' failed: .*No such file or directory: '/no/such/program'"):
+        Runner(tmp_path, steps).run()
+
+
 def test_two_runs_on_a_machine_do_not_meet_at_one_port() -> None:
     command = ("python", "-m", "around", *launcher(), "recipe.yaml")
     first, second = with_free_port(command), with_free_port(command)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from eval.engine import Engine, EngineLimits
 from eval.predictor import Decoding, Predictor, Turn
 from models.common.errors import InputError
 from tests.support.bundles import make_bundle
 from tools.serve import panel
-from tools.serve.chat import Chat, reply
+from tools.serve.asking import EngineAsker
+from tools.serve.budget import Budget
+from tools.serve.chat import Cancel, Chat, reply
 
 
 @pytest.mark.slow
@@ -23,6 +28,27 @@ def test_whatever_goes_wrong_while_answering_becomes_a_line(tmp_path: Path, caps
     assert "something went wrong" in last.error
     assert last.chat.turns == (), "a question without an answer would stand in the way of the next one"
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_engine", [False, True], ids=["predictor", "engine"])
+def test_an_answer_without_a_word_is_told_and_keeps_the_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_engine: bool
+) -> None:
+    predictor = Predictor.open(make_bundle(tmp_path / "bundle"), device="cpu")
+    end_id = predictor.processor.tokenizer.eos_token_id
+    monkeypatch.setattr("eval.batch.choose_tokens", lambda logits, *_: torch.full((len(logits),), end_id))
+    engine, cancel = Engine(predictor, EngineLimits()), Cancel()
+    engine.start()
+    try:
+        asker: Any = EngineAsker(engine, Budget(1), 1.0) if is_engine else predictor
+        last = list(reply(asker, Chat().asked(None, "What?"), Decoding(), cancel))[-1]
+    finally:
+        engine.close()
+    assert [turn.text for turn in last.chat.turns] == ["What?", ""]
+    assert "without a word" in last.error
+    assert last.speed.startswith("1 token")
+    assert not cancel.is_set()
 
 
 def test_a_chat_is_a_value() -> None:

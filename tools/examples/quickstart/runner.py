@@ -97,6 +97,15 @@ class Runner:
         return step.cores <= self._free_cores and all(need in done for need in step.needs)
 
     def _run_step(self, step: Step, done: set[str]) -> None:
+        try:
+            self._complete(step, done)
+        except OSError as error:  # no such program, a full disk
+            self._fail(step, str(error))
+        except BaseException as error:
+            self._fail(step, type(error).__name__)
+            raise
+
+    def _complete(self, step: Step, done: set[str]) -> None:
         self._begin(step)
         command = with_free_port(step.command)
         self._say(step.name, "$ " + shlex.join(_shown(command)))
@@ -107,15 +116,20 @@ class Runner:
             self._free_cores += step.cores
             missing = [str(path) for path in step.makes if not path.exists()]
             if status != 0 or missing:
-                reason = f"exit code {status}" if status else f"it did not make {', '.join(missing)}"
-                self._failed.append(f"step {step.name!r} failed: {reason}")
-                self._stop_all()
+                self._fail(step, f"exit code {status}" if status else f"it did not make {', '.join(missing)}")
             else:
                 seconds = round(time.monotonic() - started_s, 1)
                 self._records[step.name] = {"key": self._keys[step.name], "seconds": seconds}
                 write_json(self._file, self._records)
                 done.add(step.name)
                 self._say(step.name, f"done in {seconds:.0f} s")
+            self._state.notify_all()
+
+    def _fail(self, step: Step, reason: str) -> None:
+        """Stop the others, and tell who waits for this step that nobody works on it any more."""
+        with self._state:
+            self._failed.append(f"step {step.name!r} failed: {reason}")
+            self._stop_all()
             self._state.notify_all()
 
     def _begin(self, step: Step) -> None:
