@@ -99,14 +99,15 @@ class Pair:
             losses.append(torch.nn.functional.cross_entropy(logits[-1][:-1], targets, reduction="sum"))
         total = torch.stack(losses).sum()
         total.backward()
-        gradients = {our_name(name): each.grad for name, each in self.stock.named_parameters()}
+        gradients: dict[str, Any] = {our_name(name): each.grad for name, each in self.stock.named_parameters()}
         return [each.detach() for each in logits], total.detach(), gradients
 
     def together(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         self.vlm.requires_grad_(True).zero_grad()
         loss = NextTokenLoss()(self.vlm, batch).loss_sum
         loss.backward()
-        return loss.detach(), {name: each.grad for name, each in self.vlm.named_parameters()}
+        gradients: dict[str, Any] = {name: each.grad for name, each in self.vlm.named_parameters()}
+        return loss.detach(), gradients
 
     def logits(self, batch: Batch) -> Tensor:
         with torch.no_grad():
