@@ -65,7 +65,11 @@ class Server:
 
     def answers(self, bodies: Sequence[bytes], num_clients: int) -> list[str]:
         """The answers to all bodies, in their order, by so many clients with a connection each."""
-        found: list[str] = [""] * len(bodies)
+        return [text for text, _ in self.timed_answers(bodies, num_clients)]
+
+    def timed_answers(self, bodies: Sequence[bytes], num_clients: int) -> list[tuple[str, float]]:
+        """`answers`, each with the seconds that its client waited."""
+        found = [("", 0.0)] * len(bodies)
         places, lock = iter(range(len(bodies))), threading.Lock()
 
         def client() -> None:
@@ -76,7 +80,8 @@ class Server:
                 if place is None:
                     connection.close()
                     return
-                found[place] = _answer(connection, bodies[place])
+                started_s = time.perf_counter()
+                found[place] = _answer(connection, bodies[place]), time.perf_counter() - started_s
 
         with ThreadPoolExecutor(num_clients) as pool:
             for done in [pool.submit(client) for _ in range(num_clients)]:
