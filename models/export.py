@@ -12,7 +12,7 @@ Names are those of the classic hub layout, which transformers renames on load an
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def names_in_file(name: str) -> tuple[str, ...]:
             f"{part}.vision_model.{rest}",
             plain,
             plain.replace(".model.", ".", 1),
-            hub_name(plain),
+            *(hub_name(plain, tower) for tower in _OF_TOWERS),
             f"model.{part}.vision_model.{rest}",
             name,
         )
@@ -54,21 +54,30 @@ def names_in_file(name: str) -> tuple[str, ...]:
     return f"{part}.{rest}", name
 
 
-_DINOV2 = {
-    ".attention.q_proj.": ".attention.attention.query.",
-    ".attention.k_proj.": ".attention.attention.key.",
-    ".attention.v_proj.": ".attention.attention.value.",
-    ".attention.o_proj.": ".attention.output.dense.",
+_ATTENTION = (
+    (".attention.q_proj.", ".attention.attention.query."),
+    (".attention.k_proj.", ".attention.attention.key."),
+    (".attention.v_proj.", ".attention.attention.value."),
+    (".attention.o_proj.", ".attention.output.dense."),
+)
+_OF_TOWERS: Mapping[str, Sequence[tuple[str, str]]] = {
+    "dinov2": _ATTENTION,
+    "vit": (
+        ("vision_tower.layers.", "vision_tower.encoder.layer."),
+        *_ATTENTION,
+        (".mlp.fc1.", ".intermediate.dense."),
+        (".mlp.fc2.", ".output.dense."),
+    ),
 }
-"""In DINOv2's class of transformers 5 -> on the hub. Source: transformers' conversion_mapping.py, `Dinov2Model`."""
+"""By a tower's `model_type`: pieces of names in transformers 5 -> on the hub, in 4.57 and before. Source: transformers'
+conversion_mapping.py, `Dinov2Model` and `ViTModel`."""
 
 
-def hub_name(name: str) -> str:
-    """The hub's name of a bundle's tensor: transformers 5 renames DINOv2's attention, 4.57 does not."""
-    if not name.startswith("vision_tower.encoder.layer."):
-        return name
-    for ours, theirs in _DINOV2.items():
-        name = name.replace(ours, theirs)
+def hub_name(name: str, tower: str) -> str:
+    """The hub's name of a bundle's tensor; transformers 5 renames some of a tower's, by its `model_type`, 4.57 none."""
+    if name.startswith("vision_tower."):
+        for ours, theirs in _OF_TOWERS.get(tower, ()):
+            name = name.replace(ours, theirs)
     return name
 
 

@@ -101,7 +101,8 @@ def _check_base(trained: Trained) -> None:
 def write_base(loaded: Loaded, source: Source, base: Path, options: ExportOptions) -> None:
     """Write the bundle of what was trained without the adapters, compared with the same.
 
-    A projector of one layer is written as `stock` writes it, since vLLM takes no other.
+    Where `stock` can write it, it does: vLLM takes no projector of one layer, and transformers 4.57 other names of some
+    towers.
 
     Raises:
         InputError: parity fails.
@@ -116,10 +117,10 @@ def write_base(loaded: Loaded, source: Source, base: Path, options: ExportOption
     with hidden_beside(base) as merged:
         merge_loaded(plain, source, merged, list(options.probes), force=options.force, memory_gb=options.memory_gb)
         config = open_config(merged)
-        if not isinstance(config, OWN_CONFIGS) and getattr(config, "projector_hidden_act", "") == "linear":
-            published.export(merged, base, options)
-        else:
+        if isinstance(config, OWN_CONFIGS):
             merged.rename(base)
+        else:
+            published.export(merged, base, options)
 
 
 def adapter_tensors(trained: Trained, *, base: Path | None) -> Iterator[tuple[str, Tensor]]:

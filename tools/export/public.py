@@ -34,9 +34,11 @@ def check_stock(config: Any, directory: Path, format_name: str) -> None:
         parts.append("heads for further tokens")
     if config.text_config.model_type.startswith("sightline"):
         parts.append("the decoder from scratch")
+    if getattr(config, "num_register_tokens", None):
+        parts.append(f"the registers of its {config.vision_config.model_type} tower")
     name = (config.architectures or [type(config).__name__])[0]
     raise InputError(
         f"{directory}: {name} cannot be exported to {format_name}: no other program computes"
         f" {' and '.join(parts) or 'its parts'}; `sightline.load` opens the bundle as it is, and a model whose"
-        " projector is mlp or linear can be exported"
+        " projector is mlp or linear, over a tower without registers, can be exported"
     )

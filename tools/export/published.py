@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.common.errors import InputError
 from models.common.files import new_directory
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ def export(bundle: Path, out: Path, options: ExportOptions) -> str:
     manifest, probes = verify(bundle), list(options.probes)
     config = open_config(bundle)
     check_stock(config, bundle, "stock")
+    if getattr(config.vision_config, "use_swiglu_ffn", False):
+        raise InputError(
+            f"{bundle}: a {config.vision_config.model_type} with gated layers cannot be exported to stock: transformers"
+            " 4.57 has gate and up as one weight; transformers 5 opens the bundle as it is"
+        )
     with new_directory(out) as directory:
         note = write_stock(bundle, directory, config)
         reference = read_bundle(bundle, probes)
@@ -59,13 +65,14 @@ def write_stock(bundle: Path, directory: Path, config: Any) -> str:
     """Write weights and documents; returns what a user should know about them, or ""."""
     from models.bundle_files import copy_config
     from models.common.sharded import ShardedWriter, TensorFiles
+    from models.export import hub_name
 
     files = TensorFiles.open(bundle)
     copy_documents(bundle, directory)
     pair = projector_pair(files, config)
     writer = ShardedWriter(directory)
     for name, value in stock_tensors(files, pair):
-        writer.add(name, value)
+        writer.add(hub_name(name, config.vision_config.model_type), value)
     writer.close()
     copy_config(bundle, directory, as_pair(pair))
     if pair is None and is_linear(config):
@@ -103,9 +110,7 @@ def as_pair(pair: dict[str, Tensor] | None) -> dict[str, Any]:
 
 
 def stock_tensors(files: TensorFiles, pair: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
-    """The bundle's tensors by the hub's names, those of the projector replaced where there is a pair."""
-    from models.export import hub_name
-
+    """The bundle's tensors, those of the projector replaced where there is a pair."""
     for name in files:
         part, _, rest = name.partition(".")
-        yield hub_name(name), pair[rest] if pair is not None and part == PROJECTOR else files.read(name)
+        yield name, pair[rest] if pair is not None and part == PROJECTOR else files.read(name)

@@ -19,6 +19,8 @@ from models.common.errors import run_cli
 from tests.support.backbones import make_siglip
 from tests.support.checkpoints import write_finished
 from tests.support.foreign import with_dinov2
+from tests.support.qformer import make_vit
+from tests.support.towers import make_internvit
 from tests.tools.conftest import merge, run_of
 from tools.export.__main__ import main as export
 
@@ -83,6 +85,20 @@ def dinov2(folder: Path) -> dict[str, Any]:
     return with_dinov2(run_of(folder, language="qwen3", width=WIDTH), folder)
 
 
+def vit(folder: Path) -> dict[str, Any]:
+    """ViT, mlp, Llama."""
+    recipe = run_of(folder, width=WIDTH)
+    recipe["model"]["vision"] = {"kind": "vit", "path": str(make_vit(folder / "vit"))}
+    return recipe
+
+
+def internvit(folder: Path) -> dict[str, Any]:
+    """InternViT, mlp, Llama."""
+    recipe = run_of(folder, width=WIDTH)
+    recipe["model"]["vision"] = {"kind": "internvit", "path": str(make_internvit(folder / "internvit"))}
+    return recipe
+
+
 def anyres(folder: Path) -> dict[str, Any]:
     """CLIP, AnyRes, mlp, Llama: a LLaVA-NeXT."""
     recipe = run_of(folder, width=WIDTH)
@@ -96,6 +112,8 @@ FAMILIES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "siglip": siglip,
     "dinov2": dinov2,
     "anyres": anyres,
+    "vit": vit,
+    "internvit": internvit,
 }
 FORMATS = ("stock", "w4a16", "w8a16", "gguf")
 

@@ -18,6 +18,8 @@ from models.projectors.linear import gelu_pair
 from tests.support.bundles import image
 from tests.support.checkpoints import write_finished
 from tests.support.foreign import with_dinov2
+from tests.support.qformer import make_vit
+from tests.support.towers import make_dinov3, make_internvit
 from tests.tools.conftest import beside, merge, run_of
 from tools.export.__main__ import main
 
@@ -143,21 +145,74 @@ def test_figures_that_are_none(trained: dict[str, Any], tmp_path: Path, capsys: 
     assert not (tmp_path / "hub").exists()
 
 
+def dinov2(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return with_dinov2(recipe, folder)
+
+
+def vit(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    recipe["model"]["vision"] = {"kind": "vit", "path": str(make_vit(folder / "vit"))}
+    return recipe
+
+
+def internvit(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
+    recipe["model"]["vision"] = {"kind": "internvit", "path": str(make_internvit(folder / "internvit"))}
+    return recipe
+
+
 @pytest.mark.slow
-def test_a_dinov2_tower_has_the_hubs_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As `save_pretrained` writes them, which transformers 4.57 knows alone; packed weights beside it are refused."""
+@pytest.mark.parametrize(
+    ("with_tower", "name"),
+    [
+        (dinov2, "encoder.layer.0.attention.attention.query.weight"),
+        (vit, "encoder.layer.0.intermediate.dense.weight"),
+        (internvit, "encoder.layer.0.attention.q_proj.weight"),
+    ],
+)
+def test_a_tower_has_the_hubs_names(tmp_path: Path, with_tower: Any, name: str) -> None:
+    """As `save_pretrained` writes them, which transformers 4.57 knows alone: others it would draw anew."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    recipe = with_dinov2(run_of(tmp_path), tmp_path)
+    recipe = with_tower(run_of(tmp_path), tmp_path)
     write_finished(recipe, "lora")
     assert merge(recipe, tmp_path / "bundle", "--probes", "1") == 0
     assert run_cli(main, [str(tmp_path / "bundle"), str(tmp_path / "hub"), "--to", "stock", "--probes", "1"]) == 0
+    words = ["--to", "adapter", "--base", str(tmp_path / "base"), "--probes", "1"]
+    assert run_cli(main, [recipe["run"], str(tmp_path / "adapter"), *words]) == 0
     drawn = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tmp_path / "bundle"))
     drawn.save_pretrained(tmp_path / "saved")
-    ours, theirs = (set(TensorFiles.open(tmp_path / name)) for name in ("hub", "saved"))
-    assert {name for name in ours if name.startswith("vision_tower.")} == {
-        name for name in theirs if name.startswith("vision_tower.")
-    }
-    assert "vision_tower.encoder.layer.0.attention.attention.query.weight" in ours
-    assert run_cli(main, [str(tmp_path / "bundle"), str(tmp_path / "packed"), "--to", "w4a16"]) == 2
-    assert "a tower of type dinov2 cannot be exported to w4a16" in capsys.readouterr().err
+    expected = {each for each in TensorFiles.open(tmp_path / "saved") if each.startswith("vision_tower.")}
+    assert f"vision_tower.{name}" in expected
+    for written in ("hub", "base"):
+        found = {each for each in TensorFiles.open(tmp_path / written) if each.startswith("vision_tower.")}
+        assert found == expected, written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gated", [False, True])
+def test_what_dinov2_cannot_be_exported_to_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], gated: bool
+) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    recipe = with_dinov2(run_of(tmp_path), tmp_path)
+    if gated:
+        config = Dinov2Config.from_pretrained(tmp_path / "dinov2", use_swiglu_ffn=True)
+        Dinov2Model(config).save_pretrained(tmp_path / "dinov2")
+    write_finished(recipe, "lora")
+    assert merge(recipe, tmp_path / "bundle", "--probes", "1") == 0
+    format_name, said = ("stock", "gated layers") if gated else ("w4a16", "a tower of type dinov2")
+    assert run_cli(main, [str(tmp_path / "bundle"), str(tmp_path / "out"), "--to", format_name]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_registers_are_named_where_nobody_else_computes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = run_of(tmp_path)
+    recipe["model"]["vision"] = {"kind": "dinov3", "path": str(make_dinov3(tmp_path / "dinov3"))}
+    write_finished(recipe, "lora")
+    assert merge(recipe, tmp_path / "bundle", "--probes", "1") == 0
+    assert run_cli(main, [str(tmp_path / "bundle"), str(tmp_path / "out"), "--to", "stock"]) == 2
+    assert "no other program computes the registers of its dinov3_vit tower" in capsys.readouterr().err

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from models.bundle import verify
-from tests.support.backbones import IMAGE_SIZE, PATCH_SIZE, make_language, make_tokenizer
+from tests.support.backbones import make_language, make_tokenizer
 from tests.support.checkpoints import write_finished
+from tests.support.towers import make_dinov3
 from tests.tools.conftest import merge, run_of
 
 
@@ -37,20 +37,6 @@ def make_granite(folder: Path) -> None:
         initializer_range=0.2,
     )
     GraniteForCausalLM(config).save_pretrained(folder)
-
-
-def make_dinov3(folder: Path) -> None:
-    from transformers import DINOv3ViTConfig, DINOv3ViTModel
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    sides = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
-    DINOv3ViTModel(DINOv3ViTConfig(**shape, **sides, num_attention_heads=4, num_register_tokens=4)).save_pretrained(
-        folder
-    )
-    crop = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=crop).save_pretrained(folder)
 
 
 @pytest.mark.slow
