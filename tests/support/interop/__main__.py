@@ -41,8 +41,8 @@ REFUSALS = {
 """(program, family, format) -> a piece of what the program says, which docs/bundle.md repeats."""
 LEAST = {("vLLM", "w4a16"): 0.4, ("llama.cpp", "gguf"): 0.95, ("lmms-eval", "stock"): 0.95}
 """(program, format) -> the share of equal answers that is asked for, elsewhere all. Answers of random weights have near
-ties everywhere: vLLM computes packed weights on a CPU in bf16 alone (50 of 72 on one CPU, 33 on one with AMX), llama.cpp
-keeps keys and values in fp16, lmms-eval asks for no backend and gets torchvision's pixels where a picture is resized
+ties everywhere: vLLM computes packed weights on a CPU in bf16 alone (50 of 72 on one CPU, 33 on one with AMX),
+llama.cpp keeps keys and values in fp16, lmms-eval asks for no backend and gets torchvision's pixels where a picture is resized
 (DINOv2: 48 to 42)."""
 
 
