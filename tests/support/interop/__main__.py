@@ -42,8 +42,8 @@ REFUSALS = {
 LEAST = {("vLLM", "w4a16"): 0.4, ("llama.cpp", "gguf"): 0.95, ("lmms-eval", "stock"): 0.95}
 """(program, format) -> the share of equal answers that is asked for, elsewhere all. Answers of random weights have near
 ties everywhere: vLLM computes packed weights on a CPU in bf16 alone (50 of 72 on one CPU, 33 on one with AMX),
-llama.cpp keeps keys and values in fp16, lmms-eval asks for no backend and gets torchvision's pixels where a picture is resized
-(DINOv2: 48 to 42)."""
+llama.cpp keeps keys and values in fp16, lmms-eval asks for no backend and gets torchvision's pixels where a picture
+is resized (DINOv2: 48 to 42)."""
 
 
 @dataclass(frozen=True)
