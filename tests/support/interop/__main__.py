@@ -35,6 +35,7 @@ REFUSALS = {
     ("vLLM", "dinov2", "stock"): "unsupported vision config",
     ("vLLM", "vit", "stock"): "unsupported vision config",
     ("vLLM", "internvit", "stock"): "unsupported vision config",
+    ("transformers 4.57", "internvit", "stock"): "missing `**kwargs` in the signature",
     ("vLLM", "clip", "w8a16"): "not supported by cpuwna16",
     ("vLLM", "siglip", "w8a16"): "not supported by cpuwna16",
 }
