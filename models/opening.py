@@ -70,10 +70,14 @@ def _images_only(directory: Path) -> Any:
 def open_model(directory: Path, device: torch.device) -> Any:
     """The model on `device` in evaluation mode, in the dtype of its configuration.
 
-    Raises InputError where it does not open.
+    On a GPU convolutions of fp32 numbers, such as those of the tower's patches, are not rounded to 10 bits from now on,
+    which cuDNN does by default. Raises InputError where it does not open.
     """
+    import torch
     from transformers import AutoModelForImageTextToText
 
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # as `trainer.engine.process_group` does for training
     with _opening(directory):
         model = load_whole(
             AutoModelForImageTextToText.from_pretrained,
