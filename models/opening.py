@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,9 +58,12 @@ def open_processor(directory: Path, backend: Literal["pil", "torchvision"] = "pi
 
 
 def _images_only(directory: Path) -> Any:
-    """The class to open the processor with where its own would need torchvision, which is not here; else None."""
+    """The class to open the processor with where its own has a part for videos; else None.
+
+    Also where torchvision is installed: the directory may lack the file of that part, and nobody here asks for it.
+    """
     found = _WITH_VIDEO.get(read_json(directory, "config.json").get("model_type", ""))
-    if found is None or find_spec("torchvision") is not None:
+    if found is None:
         return None
     module, name = found
     return getattr(import_module(module), name)

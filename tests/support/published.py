@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from tests.support.native import NATIVE, native_model, native_processor
 
 PINPOINTS = [[48, 96], [96, 48], [96, 96], [48, 144]]
 SIZES = ((64, 64), (90, 40), (40, 110), (200, 190))
+VIDEO_PROCESSORS = {
+    "llava_onevision": "LlavaOnevisionVideoProcessor",
+    "qwen2_vl": "Qwen2VLVideoProcessor",
+    "qwen2_5_vl": "Qwen2VLVideoProcessor",
+    "qwen3_vl": "Qwen3VLVideoProcessor",
+}
+"""What the hub's directories of these families name, and transformers opens where torchvision is."""
 FAMILIES = ("llava", "llava_next", "llava_onevision", *NATIVE)
 
 
@@ -46,6 +54,9 @@ def make_published(
         model = _model(family, processor.tokenizer, language=language, tied=tied, text=text)
     model.to(dtype).save_pretrained(folder)
     processor.save_pretrained(folder)
+    if family in VIDEO_PROCESSORS:
+        video = {"video_processor_type": VIDEO_PROCESSORS[family]}
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
     for file in folder.glob("*.json"):  # as where torchvision is
         written = file.read_text().replace("ImagesOnlyProcessor", "LlavaOnevisionProcessor")
         file.write_text(written.replace("VLImagesProcessor", "VLProcessor"))

@@ -13,7 +13,13 @@ from tests.support.patience import GUARD_S
 from trainer.distributed.context import from_environment
 from trainer.distributed.ports import choose_port
 
-PRELOADED = ["trainer.loop", "trainer.build", "deepspeed", "peft", "torch._dynamo"]
+PRELOADED = [
+    *("trainer.loop", "trainer.build", "trainer.objectives.next_token", "models.encoders.pretrained"),
+    *("models.languages.pretrained", "deepspeed", "deepspeed.module_inject.auto_ep_layer"),
+    *("deepspeed.ops.op_builder.all_ops", "setuptools.dist", "peft", "torch._dynamo"),
+    *("transformers.models.auto.processing_auto", "transformers.models.clip.modeling_clip"),
+    *("transformers.models.llama.modeling_llama", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"),
+]
 """What takes seconds to import and every rank needs: imported once, in a process that the ranks are forked from."""
 
 
