@@ -14,7 +14,6 @@ import os
 import socket
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from models.common.documents import parse
 from models.common.errors import InputError, single_line
 from trainer.distributed.context import DistributedContext
+from trainer.distributed.store import NO_TIMEOUT
 
 ANNOUNCEMENTS = ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
 """Variables by which a user, a launcher or Slurm says that a process has GPUs."""
@@ -147,8 +147,10 @@ def describe(rank: int, device: Any) -> DeviceFacts:
     return DeviceFacts(rank, host, str(device), found.name, found.total_memory, (found.major, found.minor), uuid)
 
 
-def exchange(ranks: DistributedContext, mine: DeviceFacts, store: Any, timeout_s: float) -> list[DeviceFacts]:
+def exchange(ranks: DistributedContext, mine: DeviceFacts, store: Any) -> list[DeviceFacts]:
     """Every rank's device, by rank on the first rank; the others get their own alone. Every rank must call it.
+
+    It waits for a rank that does not without end: see `trainer.distributed.watchdog.limited_start`.
 
     Through the ranks' store, since a process group needs to know the backend that this decides. The first rank reads
     what all say, and the others read its verdict: as many look-ups as ranks, not their square.
@@ -158,15 +160,14 @@ def exchange(ranks: DistributedContext, mine: DeviceFacts, store: Any, timeout_s
     """
     if ranks.world_size == 1:
         return [mine]
-    limit = timedelta(seconds=timeout_s)
     store.set(f"sightline/device/{ranks.rank}", json.dumps(asdict(mine)))
     if not ranks.is_first:
-        store.wait(["sightline/devices"], limit)
+        store.wait(["sightline/devices"], NO_TIMEOUT)
         fault, found = store.get("sightline/devices").decode(), [mine]
     else:
         found = []
         for rank in range(ranks.world_size):
-            store.wait([f"sightline/device/{rank}"], limit)
+            store.wait([f"sightline/device/{rank}"], NO_TIMEOUT)
             found.append(_read(store.get(f"sightline/device/{rank}").decode()))
         fault = fault_of(found)
         store.set("sightline/devices", fault)

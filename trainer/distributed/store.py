@@ -27,6 +27,10 @@ POLL_S = 0.25
 HANDSHAKE_S = 10.0
 """In which whoever listens at the ranks' port must have answered as rank 0 of this run."""
 
+NO_TIMEOUT = timedelta(days=30)
+"""Of whatever torch waits for: the store, and a collective. torch's clock counts time in which the process did not run,
+and so takes a job that was suspended for one that hangs. Only what counts by `RunningTime` ends a start or a run."""
+
 _FIRST = "sightline/first"
 
 
@@ -80,7 +84,7 @@ def _connect(address: str, port: int, ranks: DistributedContext, is_agents: bool
         port,
         ranks.world_size,
         is_master=ranks.is_first and not is_agents,
-        timeout=timedelta(seconds=HANDSHAKE_S),
+        timeout=NO_TIMEOUT,
         wait_for_workers=False,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from datetime import timedelta
 from typing import Any
 
 import deepspeed
@@ -13,14 +12,10 @@ from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-define
 
 from trainer.distributed.context import DistributedContext
 from trainer.distributed.device import choose_device, describe, exchange, summary
+from trainer.distributed.store import NO_TIMEOUT
 from trainer.distributed.watchdog import limited_start
 
 logger = logging.getLogger(__name__)
-
-NO_TIMEOUT = timedelta(days=30)
-"""Of a collective. Only `trainer.distributed.watchdog` ends a run that stands still: it says which rank was waited for,
-and it does not count time in which the process did not run, while gloo and NCCL take a job that was suspended for one
-that hangs."""
 
 
 def start_distributed(ranks: DistributedContext, timeout_s: float, store: Any = None) -> torch.device:
@@ -58,7 +53,7 @@ def start_distributed(ranks: DistributedContext, timeout_s: float, store: Any = 
             if store is None and ranks.world_size == 1:
                 store = HashStore()
             if store is not None:
-                logger.info(summary(exchange(ranks, describe(ranks.rank, device), store, timeout_s)))
+                logger.info(summary(exchange(ranks, describe(ranks.rank, device), store)))
                 torch.distributed.init_process_group(
                     backend,
                     store=PrefixStore("group", store),

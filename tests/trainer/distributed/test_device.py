@@ -108,7 +108,7 @@ def _exchange_on_two_ranks(kinds: list[DeviceFacts]) -> list[Any]:
         # as `Start.meet` makes it: a limit of its own that is shorter than a slow rank's start
         store = dist.TCPStore("127.0.0.1", port, 2, rank == 0, timeout=timedelta(seconds=10), wait_for_workers=False)
         try:
-            return exchange(DistributedContext(rank, 2, rank), kinds[rank], store, 60.0), store
+            return exchange(DistributedContext(rank, 2, rank), kinds[rank], store), store
         except InputError as error:
             return str(error), store
 

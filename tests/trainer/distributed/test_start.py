@@ -72,6 +72,19 @@ def wait_for_another(start: Start) -> None:
     time.sleep(10 * LIMIT_S)
 
 
+def join_late(start: Start) -> None:
+    """The first rank comes to the process group after the other, which waits for it."""
+    from trainer.engine.process_group import leave_distributed, start_distributed
+
+    store = start.meet()
+    print("met", flush=True)
+    if start.ranks.is_first:
+        time.sleep(4.0)
+    start_distributed(start.ranks, 8.0, store)
+    print("joined", flush=True)
+    leave_distributed()
+
+
 def be_killed(start: Start) -> None:
     """When the other is there: before, nobody knows of it."""
     start.meet().wait(["sightline/rank/1"], timedelta(seconds=LIMIT_S))
@@ -225,6 +238,22 @@ def test_ranks_that_are_all_suspended_for_longer_than_the_limit_go_on(tmp_path: 
                 os.kill(process.pid, number)
             time.sleep(seconds)
         assert [process.exitcode for process in started.processes] == [None, None]
+
+
+@pytest.mark.slow
+def test_ranks_that_are_suspended_while_one_waits_for_the_other_join_all_the_same(tmp_path: Path) -> None:
+    """For longer than the limit: torch's own clock would go on."""
+    with ranks(tmp_path, join_late, join_late) as started:
+        started.wait_until_met()
+        time.sleep(1.0)
+        for number, seconds in ((signal.SIGSTOP, 10.0), (signal.SIGCONT, 0.0)):
+            for process in started.processes:
+                assert process.pid is not None
+                os.kill(process.pid, number)
+            time.sleep(seconds)
+        for code, output in started.ends():
+            assert code == 0, output
+            assert "joined" in output
 
 
 @pytest.mark.slow
