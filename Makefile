@@ -145,7 +145,7 @@ bench-checkpoint: $(READY)
 	$(BIN)/python -m tools.bench.checkpoint
 
 chaos: $(READY)
-	$(BIN)/python -m tools.chaos
+	$(BIN)/python -m tools.chaos $(ARGUMENTS)
 
 # What `sightline export` writes, opened by transformers 4.57 and 5, vLLM, lmms-eval and llama.cpp, each in an environment of
 # its own below build/interop (5 GB). Not a part of `make test`. ARGUMENTS=vLLM: that program alone.
