@@ -85,22 +85,24 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        host = str(scope["client"][0]) if scope.get("client") else ""
+        host, headers = str(scope["client"][0]) if scope.get("client") else "", Headers(scope=scope)
+        origin = headers.get("origin", "")
         visit = Visit("req-" + secrets.token_hex(12), address_group(host), scope["path"], scope["method"])
         scope["sightline"] = visit
         try:
-            await self._serve(scope, receive, _Sender(send, visit, self._allowed_origin(scope)))
+            allowed = origin if origin in self._origins else ""
+            await self._serve(scope, headers, receive, _Sender(send, visit, allowed))
         finally:
             self._at_end(visit)
             _log(visit)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: _Sender) -> None:
+    async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: _Sender) -> None:
         visit = visit_of(scope)
         try:
-            if self._is_preflight(scope):
+            if scope["method"] == "OPTIONS" and send.origin and "access-control-request-method" in headers:
                 await _preflight(send)
                 return
-            self._check(scope, visit)
+            self._check(headers, visit, is_allowed=bool(send.origin))
             await self._app(scope, receive, send)
         except ApiError as error:
             await self._answer(error, scope, receive, send)
@@ -113,12 +115,11 @@ class Gate:
         if not send.has_begun:
             await error.response()(scope, receive, send)
 
-    def _check(self, scope: Scope, visit: Visit) -> None:
-        """Let a request in, or raise ApiError."""
-        headers = Headers(scope=scope)
+    def _check(self, headers: Headers, visit: Visit, *, is_allowed: bool) -> None:
+        """Let a request in, or raise ApiError; `is_allowed`: it comes from a page of a site that may ask."""
         if not self._knows(headers.get("host", "")):
             raise ApiError(403, "this host name is not served: start the server with --allow-host NAME", code="host")
-        if headers.get("origin") and not self._allowed_origin(scope) and not _is_same_site(headers):
+        if headers.get("origin") and not is_allowed and not _is_same_site(headers):
             raise ApiError(403, "pages of other sites may not ask: start the server with --cors ORIGIN", code="origin")
         if not self._keys or visit.path in OPEN_PATHS:
             return
@@ -131,29 +132,16 @@ class Gate:
         visit.client = name
 
     def _knows(self, host: str) -> bool:
-        name = (urlsplit(f"//{host}").hostname or "") if _is_host(host) else ""
-        if self._keys or "*" in self._hosts or name in self._hosts:
-            return True  # who brings a key was not sent here by another site
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
-    def _allowed_origin(self, scope: Scope) -> str:
-        origin = Headers(scope=scope).get("origin", "")
-        return origin if origin in self._origins else ""
-
-    def _is_preflight(self, scope: Scope) -> bool:
-        asks = Headers(scope=scope).get("access-control-request-method")
-        return scope["method"] == "OPTIONS" and asks is not None and bool(self._allowed_origin(scope))
+        name = _name_of(host)
+        # Who brings a key was not sent here by another site.
+        return bool(self._keys) or "*" in self._hosts or name in self._hosts or _is_address(name)
 
 
 class _Sender:
-    """Sends, and notes status and headers."""
+    """Sends, and notes status and headers. `origin` is that of a page of another site that may ask, or ""."""
 
     def __init__(self, send: Send, visit: Visit, origin: str) -> None:
-        self._send, self._visit, self._origin = send, visit, origin
+        self._send, self._visit, self.origin = send, visit, origin
         self.has_begun = False
 
     async def __call__(self, message: Message) -> None:
@@ -162,8 +150,8 @@ class _Sender:
             self._visit.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._visit.request_id
-            if self._origin:
-                headers["Access-Control-Allow-Origin"] = self._origin
+            if self.origin:
+                headers["Access-Control-Allow-Origin"] = self.origin
                 headers["Access-Control-Expose-Headers"] = "x-request-id, Retry-After"
                 headers.add_vary_header("Origin")
         await self._send(message)
@@ -180,11 +168,22 @@ async def _preflight(send: _Sender) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _is_host(host: str) -> bool:
+def _name_of(host: str) -> str:
+    """The name or address in a Host header, without its port; "" where it is none."""
     try:
-        return urlsplit(f"//{host}").port is not None or bool(host)
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # raises for what is no port
+        return parts.hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
     except ValueError:
         return False
+    return True
 
 
 def _is_same_site(headers: Headers) -> bool:
