@@ -152,7 +152,7 @@ chaos: $(READY)
 interop: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.interop $(ARGUMENTS)
 
-# Bundles made with torchvision and without it, on a CPU with AVX512-BF16 and on one without: two environments, an hour.
+# Bundles made with torchvision and without it, on a CPU with AVX512-BF16 and on one without: two environments, half an hour.
 environments: $(READY)
 	$(BIN)/python -m tests.support.environments
 
