@@ -54,6 +54,7 @@ ELSEWHERE = {
     r"python -m eval.score": "tests/eval/test_score.py",
     r"sightline (judge|score mmvet)": "tests/eval/test_judge.py",
     r"python -m lmms_eval": "tests/eval/test_lmms.py",  # the peer's
+    r"python -m vllm": "tests/tools/dev/bench/test_serve.py",  # the peer's
     r"sightline compare": "tests/tools/inspect/test_compare.py",
     r"sightline contamination": "tests/tools/inspect/test_contamination.py",
     r"sightline --help": "tests/tools/test_cli.py",
