@@ -80,7 +80,7 @@ def join_late(start: Start) -> None:
     print("met", flush=True)
     if start.ranks.is_first:
         time.sleep(4.0)
-    start_distributed(start.ranks, 8.0, store)
+    start_distributed(start.ranks, 12.0, store)
     print("joined", flush=True)
     leave_distributed()
 
@@ -246,7 +246,7 @@ def test_ranks_that_are_suspended_while_one_waits_for_the_other_join_all_the_sam
     with ranks(tmp_path, join_late, join_late) as started:
         started.wait_until_met()
         time.sleep(1.0)
-        for number, seconds in ((signal.SIGSTOP, 10.0), (signal.SIGCONT, 0.0)):
+        for number, seconds in ((signal.SIGSTOP, 14.0), (signal.SIGCONT, 0.0)):
             for process in started.processes:
                 assert process.pid is not None
                 os.kill(process.pid, number)
