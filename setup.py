@@ -52,7 +52,6 @@ CORE = [
     "fastapi>=0.165",
     "starlette>=1.10",
     "uvicorn>=0.54",
-    "httptools>=0.7",
     "uvloop>=0.22",
     "python-multipart>=0.0.34",
     "prometheus-client>=0.26",

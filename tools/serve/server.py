@@ -23,7 +23,6 @@ from starlette.types import ASGIApp
 
 from eval.engine import Engine
 from models.common.errors import InputError
-from tools.serve.http import BoundedProtocol
 from tools.serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class Server:
     def __init__(self, app: ASGIApp, service: Service, steps: Steps, *, root_path: str = "") -> None:
         config = uvicorn.Config(
             app,
-            http=BoundedProtocol,
+            http="h11",  # httptools loses the body of a request that offers HTTP/2, as those of Java's client do
             log_config=None,
             access_log=False,
             server_header=False,

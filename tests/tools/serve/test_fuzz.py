@@ -33,7 +33,7 @@ PATHS = ("/v1/chat/completions",) * 8 + (
 )
 TYPES = ("application/json",) * 8 + ("text/plain", "multipart/form-data; boundary=x", "", "application/json; charset=x")
 FIELDS = ("tools", "n", "logprobs", "stream", "audio", "zzz", "max_tokens")
-METHODS = ("POST",) * 10 + ("GET", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE")
+METHODS = ("POST",) * 10 + ("GET", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "BREW")
 
 
 @pytest.fixture(scope="module")
