@@ -157,6 +157,7 @@ def trained() -> Path:
     """The tiny quickstart after its last stage, trained once by the first environment: a checkout's own command."""
     where = FOLDER / "trained"
     where.mkdir(exist_ok=True)
+    print(f"trains the tiny quickstart in {where} (about 2 minutes, once)", flush=True)
     if not (where / "quickstart" / "lora" / "finished.json").is_file():
         Environment(NAMES[0]).run("-c", TRAIN, SIZES.model_dump_json(), where=where, PYTHONPATH=str(REPOSITORY))
     return where / "quickstart"
@@ -236,6 +237,7 @@ def main(tests: list[str]) -> int:
     print("\n".join(differing) or "bundles, reports and answers are the same", flush=True)
     for flag in FLAGS:
         for name in NAMES:
+            print(f"{name}, {VARIABLE}={flag}: the tests of bundles (about 7 minutes)", flush=True)
             words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *(tests or TESTS)]
             print(f"{name}, {flag}:", Environment(name, flag).run(*words, where=REPOSITORY)[-500:], flush=True)
     return int(bool(differing))

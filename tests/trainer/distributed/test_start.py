@@ -6,34 +6,18 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing
 from datetime import timedelta
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from models.common.errors import AwayError, InputError, run_cli
+from models.common.errors import AwayError, InputError
 from models.common.exit_codes import ExitCode
 from tests.support.ranks import forkserver_context
-from trainer.distributed.context import from_environment
+from tests.support.starts import LIMIT_S, Act, ranks, run_rank, stand_still
 from trainer.distributed.ports import CHOOSE_ANOTHER, choose_port
-from trainer.distributed.preemption import PreemptionHandler
 from trainer.distributed.start import Start, as_fault, identity
-
-LIMIT_S = 120.0
-"""Guards against waiting for ever; nothing is measured by it."""
-
-Act = Callable[[Start], Any]
-
-
-def stand_still(start: Start) -> None:
-    start.meet()
-    print("met", flush=True)
-    time.sleep(10 * LIMIT_S)
 
 
 def wait_in_c(start: Start) -> None:
@@ -57,34 +41,6 @@ def have_a_bug(start: Start) -> None:
     raise ZeroDivisionError("by zero")
 
 
-def fail_beside_a_stopped_rank(start: Start) -> None:
-    start.meet()
-    print("met", flush=True)
-    time.sleep(5.0)  # so that the test has stopped the other
-    raise InputError("data/x: unreadable")
-
-
-def wait_for_another(start: Start) -> None:
-    """As for a lock of the file system that a stopped rank holds: nothing of it is in the store."""
-    start.timeout_s = 3.0
-    start.meet()
-    print("met", flush=True)
-    time.sleep(10 * LIMIT_S)
-
-
-def join_late(start: Start) -> None:
-    """The first rank comes to the process group after the other, which waits for it."""
-    from trainer.engine.process_group import leave_distributed, start_distributed
-
-    store = start.meet()
-    print("met", flush=True)
-    if start.ranks.is_first:
-        time.sleep(4.0)
-    start_distributed(start.ranks, 12.0, store)
-    print("joined", flush=True)
-    leave_distributed()
-
-
 def be_killed(start: Start) -> None:
     """When the other is there: before, nobody knows of it."""
     start.meet().wait(["sightline/rank/1"], timedelta(seconds=LIMIT_S))
@@ -95,69 +51,6 @@ def be_killed(start: Start) -> None:
 def lose_a_peer(start: Start) -> None:
     start.meet()
     raise RuntimeError("[/build/gloo/transport/tcp/pair.cc:553] Connection closed by peer")
-
-
-def _run_rank(rank: int, acts: list[Act], port: int, run: str, log: str) -> None:
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(len(acts)), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-
-    def main(argv: list[str]) -> int:
-        PreemptionHandler().install()
-        start = Start(from_environment(), run, timeout_s=10 * LIMIT_S).open()
-        try:
-            with start.phase():
-                acts[rank](start)
-        finally:
-            start.close()
-            start.linger()
-        return 0
-
-    os._exit(run_cli(main, []))
-
-
-@dataclass
-class Ranks:
-    """Real processes, each with its output in a file."""
-
-    processes: list[BaseProcess]
-    logs: list[Path]
-
-    def output(self, rank: int) -> str:
-        return self.logs[rank].read_text()
-
-    def wait_until_met(self) -> None:
-        end_s = time.monotonic() + LIMIT_S
-        while not all(log.exists() and "met" in log.read_text() for log in self.logs):
-            assert time.monotonic() < end_s
-            time.sleep(0.05)
-
-    def ends(self) -> list[tuple[int | None, str]]:
-        """Exit code and output of each; the word that says that they met is left out."""
-        for process in self.processes:
-            process.join(LIMIT_S)
-        return [
-            (process.exitcode, self.output(rank).replace("met\n", "")) for rank, process in enumerate(self.processes)
-        ]
-
-
-@contextmanager
-def ranks(folder: Path, *acts: Act, port: int | None = None, run: str = "a run") -> Iterator[Ranks]:
-    port = port or choose_port()
-    logs = [folder / f"{run}.{rank}.log" for rank in range(len(acts))]
-    processes: list[BaseProcess] = [
-        forkserver_context().Process(target=_run_rank, args=(rank, list(acts), port, run, str(log)))
-        for rank, log in enumerate(logs)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        yield Ranks(processes, logs)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
 
 
 @pytest.mark.slow
@@ -203,60 +96,6 @@ def test_a_lost_rank_ends_the_others_to_be_started_again(tmp_path: Path, place: 
 
 
 @pytest.mark.slow
-def test_a_rank_that_fails_beside_a_stopped_first_rank_ends_all_the_same(tmp_path: Path) -> None:
-    """Nobody can be told: the store is held by a process that answers nothing."""
-    with ranks(tmp_path, stand_still, fail_beside_a_stopped_rank) as started:
-        started.wait_until_met()
-        pid = started.processes[0].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        started.processes[1].join(LIMIT_S)
-        assert (started.processes[1].exitcode, started.output(1)) == (2, "met\nerror: data/x: unreadable\n")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stopped", [0, 1, 2])
-def test_a_rank_that_is_stopped_ends_those_that_wait_for_it_without_a_collective(tmp_path: Path, stopped: int) -> None:
-    with ranks(tmp_path, *[wait_for_another] * 3) as started:
-        started.wait_until_met()
-        pid = started.processes[stopped].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        for rank in {0, 1, 2} - {stopped}:
-            started.processes[rank].join(LIMIT_S)
-            assert started.processes[rank].exitcode == ExitCode.LOST_RANK
-            assert "stands still" in started.output(rank) or f"rank {stopped} has stood still" in started.output(rank)
-
-
-@pytest.mark.slow
-def test_ranks_that_are_all_suspended_for_longer_than_the_limit_go_on(tmp_path: Path) -> None:
-    with ranks(tmp_path, *[wait_for_another] * 2) as started:
-        started.wait_until_met()
-        for number, seconds in ((signal.SIGSTOP, 6.0), (signal.SIGCONT, 4.0)):
-            for process in started.processes:
-                assert process.pid is not None
-                os.kill(process.pid, number)
-            time.sleep(seconds)
-        assert [process.exitcode for process in started.processes] == [None, None]
-
-
-@pytest.mark.slow
-def test_ranks_that_are_suspended_while_one_waits_for_the_other_join_all_the_same(tmp_path: Path) -> None:
-    """For longer than the limit: torch's own clock would go on."""
-    with ranks(tmp_path, join_late, join_late) as started:
-        started.wait_until_met()
-        time.sleep(1.0)
-        for number, seconds in ((signal.SIGSTOP, 14.0), (signal.SIGCONT, 0.0)):
-            for process in started.processes:
-                assert process.pid is not None
-                os.kill(process.pid, number)
-            time.sleep(seconds)
-        for code, output in started.ends():
-            assert code == 0, output
-            assert "joined" in output
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_is_heard_while_a_rank_waits_where_python_does_not_run(tmp_path: Path, number: signal.Signals) -> None:
     with ranks(tmp_path, wait_in_c, wait_in_c) as two:
@@ -272,7 +111,7 @@ def test_a_signal_is_heard_while_a_rank_waits_where_python_does_not_run(tmp_path
 def test_a_signal_is_heard_by_a_rank_that_waits_for_the_first(tmp_path: Path) -> None:
     port = choose_port()
     process = forkserver_context().Process(
-        target=_run_rank, args=(1, [stand_still, stand_still], port, "a run", str(tmp_path / "log"))
+        target=run_rank, args=(1, [stand_still, stand_still], port, "a run", str(tmp_path / "log"))
     )
     process.start()
     assert process.pid is not None
