@@ -49,4 +49,4 @@ def _key(prompt: Prompt, decoding: Decoding) -> bytes:
     """Every token, every pixel by its image's digest, and the decoding, of which a greedy one needs no seed."""
     if decoding.temperature == 0:
         decoding = replace(decoding, seed=0)
-    return hashlib.sha256(repr((decoding, prompt.ids, prompt.image_digests)).encode()).digest()
+    return hashlib.sha256(repr((decoding, prompt.ids, prompt.pixels.digests)).encode()).digest()

@@ -18,9 +18,11 @@ from dataclasses import replace
 from eval.batch import Row
 from eval.decoding import AnswerStream, Decoding
 from eval.engine_loop import EngineLoop, position_bytes
+from eval.kept import Kept
+from eval.pixels import Pixels
 from eval.predictor import Predictor
 from eval.prompts import Prompt, PromptTooLongError
-from eval.query import Query
+from eval.query import ImageFile, Query
 from eval.requests import (
     Draining,
     Ended,
@@ -29,6 +31,7 @@ from eval.requests import (
     EngineStats,
     Event,
     Failed,
+    KeptStats,
     Piece,
     QueueFull,
     Refused,
@@ -77,6 +80,7 @@ class Engine:
         self.predictor, self.limits = predictor, limits
         self._after_step = after_step
         self._line = WaitingLine(limits.waiting)
+        self._pixels: Kept[tuple[bytes, ...], Pixels] = Kept(limits.pixel_bytes)
         self._position_bytes = self._total_positions = 0
         self._loop: EngineLoop | None = None
         self._thread: WaitedThread | None = None
@@ -110,15 +114,25 @@ class Engine:
         self._thread.start()
         return self
 
-    def prepare(self, query: Query, decoding: Decoding) -> Prompt:
+    def find_pixels(self, query: Query) -> Pixels | None:
+        """What was kept of the query's images, if all are files that were asked about lately; for any thread."""
+        key = _digests(query)
+        return self._pixels.find(key) if key else None
+
+    def prepare(self, query: Query, decoding: Decoding, pixels: Pixels | None = None) -> Prompt:
         """Encode a query for `submit`, without the model; for any thread.
+
+        Args:
+            pixels: those that `find_pixels` has found for it.
 
         Raises:
             InputError: an image or a text beyond the limits, or no room for an answer.
         """
-        prompt = self.predictor.prompt(query)
+        prompt = self.predictor.prompt(query, pixels)
         self._row(prompt, decoding, threading.Event())
-        _ = prompt.image_digests  # computed here, for it takes milliseconds that the engine's thread can use better
+        _ = prompt.pixels.digests  # computed here, for it takes milliseconds that the engine's thread can use better
+        if pixels is None and (key := _digests(query)):
+            self._pixels.keep(key, prompt.pixels, prompt.pixels.num_bytes)
         return prompt
 
     def submit(
@@ -170,6 +184,7 @@ class Engine:
         self._line.close()
         if self._thread is not None:
             self._thread.wait()
+        self._pixels.clear()
 
     def _is_busy(self) -> bool:
         return self._loop is not None and bool(self._loop.running)
@@ -178,7 +193,7 @@ class Engine:
         """Counters since the start."""
         assert self._loop is not None, "`start` comes first"
         loop = self._loop
-        counts, features, chats = loop.batch.counts, loop.reader.features, loop.reader.chats
+        counts = loop.batch.counts
         return EngineStats(
             running=len(loop.running),
             waiting=len(self._line),
@@ -191,11 +206,9 @@ class Engine:
             steps=counts.steps,
             row_steps=counts.rows,
             padding_share=1 - counts.tokens / counts.columns if counts.columns else 0.0,
-            feature_queries=features.num_queries if features is not None else 0,
-            feature_hits=features.num_hits if features is not None else 0,
-            prefix_queries=chats.num_queries if chats is not None else 0,
-            prefix_hits=chats.num_hits if chats is not None else 0,
-            kept_bytes=sum(memory.num_bytes for memory in (features, chats) if memory is not None),
+            pixels=KeptStats.of(self._pixels),
+            features=KeptStats.of(loop.reader.features),
+            chats=KeptStats.of(loop.reader.chats),
         )
 
     def _row(self, prompt: Prompt, decoding: Decoding, cancel: threading.Event) -> Row:
@@ -209,6 +222,12 @@ class Engine:
             )
         row.text.max_tokens = min(row.text.max_tokens, room)
         return row
+
+
+def _digests(query: Query) -> tuple[bytes, ...]:
+    """By what a query's images are told from others; empty where it has none, or some that are no files."""
+    files = [image for image in query.images if isinstance(image, ImageFile)]
+    return tuple(file.digest for file in files) if len(files) == len(query.images) else ()
 
 
 def _pieces(events: queue.SimpleQueue[Event], request: Request) -> Iterator[str]:

@@ -87,7 +87,7 @@ class EngineLoop:
         A cache of fixed size takes its memory here.
         """
         batch = Batch(self._predictor.reader, self.batch.cache)
-        size, prompt = 1, Prompt([min(self._predictor.end_ids)], {})
+        size, prompt = 1, Prompt([min(self._predictor.end_ids)])
         while size <= self._limits.rows and self.batch.cache.num_positions([2] * size) <= self._total_positions:
             rows = [self._predictor.row(prompt, Decoding(max_new_tokens=2)) for _ in range(size)]
             batch.join(rows)

@@ -56,7 +56,7 @@ class KeptChats:
         return chat.row.beginning(shared[best])
 
     def _num_shared(self, prompt: Prompt, chat: _Chat) -> int:
-        if prompt.image_digests != chat.images:
+        if prompt.pixels.digests != chat.images:
             return 0
         pairs = zip(prompt.ids[:-1], chat.ids, strict=False)
         num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -67,7 +67,7 @@ class KeptChats:
         num_bytes = row.num_bytes
         if num_bytes > self._limit_bytes:
             return
-        new = _Chat([*prompt.ids, *answer_ids][: row.length], prompt.image_digests, row, num_bytes)
+        new = _Chat([*prompt.ids, *answer_ids][: row.length], prompt.pixels.digests, row, num_bytes)
         with self._lock:
             chats = [chat for chat in self._chats if not _is_beginning(chat, new)]
             self._chats = [*chats, new]

@@ -25,10 +25,11 @@ from data_pipeline.record import Turn
 from eval.answers import AnswerCache
 from eval.batch import Batch, Row
 from eval.decoding import AnswerStream, AnswerText, Decoding, end_ids_of
-from eval.feature_cache import FeatureCache
 from eval.generation import evaluating, write_beams
+from eval.kept import Kept
 from eval.kept_chats import KeptChats
 from eval.kv_cache import DynamicKVCache, KVCache, is_fixable
+from eval.pixels import Pixels
 from eval.prefill import PromptReader
 from eval.prompts import Prompt, PromptTooLongError, encode, encode_answered
 from eval.query import Query
@@ -167,9 +168,9 @@ class Predictor:
         query = Query((_rgb(image),), (Turn("user", question),))
         return self.answer([query], Decoding(**decoding))[0]
 
-    def prompt(self, query: Query) -> Prompt:
+    def prompt(self, query: Query, pixels: Pixels | None = None) -> Prompt:
         """A query as ids and pixels; from any thread, and without the model. Raises InputError as `encode`."""
-        return encode(self.processor, query)
+        return encode(self.processor, query, pixels)
 
     def row(self, prompt: Prompt, decoding: Decoding, *, cancel: threading.Event | None = None) -> Row:
         """An answer that is about to be written.
@@ -197,7 +198,7 @@ class Predictor:
             self.model,
             self.device,
             pad_id=self._pad_id,
-            features=FeatureCache(feature_bytes) if has_features else None,
+            features=Kept(feature_bytes) if has_features else None,
             chats=KeptChats(chat_bytes, self.processor.image_token_id) if chat_bytes > 0 else None,
         )
 

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.feature_cache import FeatureCache
+from eval.kept import Kept
 from eval.kept_chats import KeptChats
 from eval.kv_cache import DynamicKVCache
-from eval.prompts import Prompt, collate, stack_pixels
+from eval.pixels import stack_pixels
+from eval.prompts import Prompt, collate
 
 
 class PromptReader:
@@ -39,7 +40,7 @@ class PromptReader:
         device: torch.device,
         *,
         pad_id: int,
-        features: FeatureCache | None = None,
+        features: Kept[bytes, Tensor] | None = None,
         chats: KeptChats | None = None,
     ) -> None:
         self.features, self.chats = features, chats
@@ -65,7 +66,7 @@ class PromptReader:
         """The model's inputs for prompts, padded on the left: ids, mask, positions, and images in one form or other."""
         if self.features is None or not any(prompt.pixels for prompt in prompts):
             return self.collate(prompts, side="left")
-        texts = [Prompt(prompt.ids, {}) for prompt in prompts]
+        texts = [Prompt(prompt.ids) for prompt in prompts]
         return self.collate(texts, side="left") | {"mm_encoder_outputs": {"image": self._features(prompts)}}
 
     def collate(self, prompts: Sequence[Prompt], *, side: Any) -> dict[str, Tensor]:
@@ -82,13 +83,14 @@ class PromptReader:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         assert self.features is not None
-        wanted = [(digest, prompt, place) for prompt in prompts for place, digest in enumerate(prompt.image_digests)]
+        wanted = [(digest, prompt, place) for prompt in prompts for place, digest in enumerate(prompt.pixels.digests)]
         found = {digest: self.features.find(digest) for digest, _, _ in wanted}
-        missing = {digest: prompt.image(place) for digest, prompt, place in wanted if found[digest] is None}
+        missing = {digest: prompt.pixels.image(place) for digest, prompt, place in wanted if found[digest] is None}
         if missing:
             computed = self._computed(list(missing.values()))
             for digest, features_PD in zip(missing, computed, strict=True):
-                self.features.keep(digest, features_PD)
+                # A copy: features of one image are a part of those that were computed with them.
+                self.features.keep(digest, features_PD.clone(), features_PD.nbytes)
                 found[digest] = features_PD
         return BaseModelOutputWithPooling(pooler_output=[found[digest] for digest, _, _ in wanted])
 

@@ -8,10 +8,8 @@ Shapes: B rows, L tokens, N images.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -23,7 +21,8 @@ from PIL import Image
 
 from data_pipeline import limits
 from eval.large_images import affordable, bytes_needed, without_copies
-from eval.query import Place, Query
+from eval.pixels import GRIDS, NO_PIXELS, Pixels, once, stack_pixels
+from eval.query import ImageFile, Place, Query
 from models.common.errors import InputError, single_line
 from models.patches import rope_positions
 from models.spec import PatchGrid
@@ -33,42 +32,31 @@ class PromptTooLongError(InputError):
     """A chat that leaves no room for an answer."""
 
 
+_OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
+"""What a processor returns beside pixels."""
+
 _PROBE = "\ue000"
 """Stands for a system text: a private character, which no template prints itself."""
 
-_GRIDS = "image_grid_thw"
-"""What a processor of native resolution calls the frames, rows and columns of each image's patches."""
+_STAND_IN = Image.new("RGB", (1, 1))
+"""What stock code gets in the place of an image whose pixels are known."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One query as the model's input: `ids` with each image's placeholders, and the processor's pixel tensors."""
+    """One query as the model's input: `ids` with each image's placeholders, and the images' pixels."""
 
     ids: list[int]
-    pixels: dict[str, torch.Tensor]
+    pixels: Pixels = NO_PIXELS
     positions_3L: torch.Tensor | None = None
     """Positions by time, row and column (M-RoPE), of a chat with images whose patches have such; None: 0, 1, 2, ..."""
-
-    @cached_property
-    def image_digests(self) -> tuple[bytes, ...]:
-        """Of each image, a digest of its pixels: images with the same one have the same features."""
-        counted = self.pixels.get(_GRIDS, next(iter(self.pixels.values()), ()))
-        return tuple(_digest(self.image(place)) for place in range(len(counted)))
-
-    def image(self, place: int) -> dict[str, torch.Tensor]:
-        """The processor's tensors of one image."""
-        if _GRIDS not in self.pixels:
-            return {name: values[place : place + 1] for name, values in self.pixels.items()}
-        grids = self.pixels[_GRIDS]
-        patches = self.pixels["pixel_values"].split(grids.prod(dim=1).tolist())[place]
-        return {"pixel_values": patches, _GRIDS: grids[place : place + 1]}
 
     def from_token(self, first: int, *, has_positions: bool) -> Prompt:
         """The text from a token on, without images; `has_positions` where others in its batch have some by row."""
         positions = self.positions_3L
         if positions is None and has_positions:
             positions = torch.arange(len(self.ids)).expand(3, -1)
-        return Prompt(self.ids[first:], {}, None if positions is None else positions[:, first:])
+        return Prompt(self.ids[first:], NO_PIXELS, None if positions is None else positions[:, first:])
 
     def with_ids(self, ids: list[int]) -> Prompt:
         """The same images with another end of the text, at most one token longer."""
@@ -78,23 +66,18 @@ class Prompt:
         return Prompt(ids, self.pixels, positions)
 
 
-def _digest(pixels: Mapping[str, torch.Tensor]) -> bytes:
-    digest = hashlib.sha256()
-    for name, values in sorted(pixels.items()):
-        digest.update(repr((name, tuple(values.shape), values.dtype)).encode())
-        digest.update(values.contiguous().numpy().data)
-    return digest.digest()
-
-
-def encode(processor: Any, query: Query) -> Prompt:
+def encode(processor: Any, query: Query, pixels: Pixels | None = None) -> Prompt:
     """Render the chat and prepare its images. Control tokens that a turn's text spells stay plain text.
+
+    Args:
+        pixels: those of an earlier prompt about the same images, which are then not even opened.
 
     Raises:
         InputError: an image beyond `data_pipeline.limits`, or a system turn where the template has none.
     """
     if query.has_system and not takes_system(processor):
         raise InputError("the model's chat template has no system turns: say it in the first question")
-    return _encode(processor, _messages(query), _guard(processor, query), add_generation_prompt=True)
+    return _encode(processor, _messages(query), _guard(processor, query), pixels, add_generation_prompt=True)
 
 
 def takes_system(processor: Any) -> bool:
@@ -119,7 +102,7 @@ def encode_answered(processor: Any, query: Query, answer: str, end_ids: frozense
     num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(question_ids, chat_ids, strict=False)))
     targets = chat_ids[num_shared:]
     num_kept = next((at + 1 for at, token in enumerate(targets) if token in end_ids), len(targets))
-    prompt = _encode(processor, answered, guard, add_generation_prompt=False)
+    prompt = _encode(processor, answered, guard, None, add_generation_prompt=False)
     ids = prompt.ids[: len(prompt.ids) - (len(targets) - num_kept)]
     if not targets or targets[num_kept - 1] not in end_ids:
         ids, num_kept = [*ids, min(end_ids)], num_kept + 1
@@ -149,7 +132,7 @@ def collate(
     if any(prompt.positions_3L is not None for prompt in prompts):
         batch["position_ids"] = _by_row(prompts, longest, side)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    return batch | stack_pixels([prompt.pixels for prompt in prompts], device)
+    return batch | stack_pixels([prompt.pixels.tensors for prompt in prompts], device)
 
 
 def _by_row(prompts: Sequence[Prompt], longest: int, side: Literal["left", "right"]) -> torch.Tensor:
@@ -164,24 +147,10 @@ def _by_row(prompts: Sequence[Prompt], longest: int, side: Literal["left", "righ
     return torch.stack(rows, dim=1)
 
 
-def stack_pixels(pixels: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
-    """The processor's tensors of several prompts as one of each name, the images in order.
-
-    Where images have several tiles, those with fewer get blank ones appended, as the processor itself does.
-    """
-    names = dict.fromkeys(name for each in pixels for name in each)
-    parts = {name: [each[name] for each in pixels if name in each] for name in names}
-    for tensors in parts.values():
-        if tensors[0].ndim == 5:  # images, tiles, channels, height, width
-            most = max(tensor.shape[1] for tensor in tensors)
-            tensors[:] = [F.pad(tensor, (0, 0) * 3 + (0, most - tensor.shape[1])) for tensor in tensors]
-    return {name: torch.cat(tensors).to(device) for name, tensors in parts.items()}
-
-
 def _messages(query: Query) -> list[dict[str, Any]]:
     first = 1 if query.has_system else 0
     places = query.places or tuple(Place(first) for _ in query.images)
-    images: list[list[tuple[int, Image.Image]]] = [[] for _ in query.turns]
+    images: list[list[tuple[int, Image.Image | ImageFile]]] = [[] for _ in query.turns]
     for image, place in zip(query.images, places, strict=True):
         images[place.turn].append((place.at, image))
     return [
@@ -189,7 +158,7 @@ def _messages(query: Query) -> list[dict[str, Any]]:
     ]
 
 
-def _parts(text: str, images: Sequence[tuple[int, Image.Image]]) -> list[dict[str, Any]]:
+def _parts(text: str, images: Sequence[tuple[int, Image.Image | ImageFile]]) -> list[dict[str, Any]]:
     """A turn's content: its text with its images between, each before the character that its number says."""
     parts: list[dict[str, Any]] = []
     start = 0
@@ -216,15 +185,21 @@ def _guard(processor: Any, query: Query, *more: str) -> dict[str, bool]:
 
 
 def _encode(
-    processor: Any, messages: list[dict[str, Any]], guard: dict[str, bool], *, add_generation_prompt: bool
+    processor: Any,
+    messages: list[dict[str, Any]],
+    guard: dict[str, bool],
+    pixels: Pixels | None,
+    *,
+    add_generation_prompt: bool,
 ) -> Prompt:
     num_bytes = 0
     for part in (part for message in messages for part in message["content"] if part["type"] == "image"):
-        part["image"] = affordable(processor.image_processor, part["image"])
+        part["image"] = _STAND_IN if pixels is not None else _opened(processor, part["image"])
         num_bytes += bytes_needed(processor.image_processor, part["image"])
+    own = once(without_copies(processor), None if pixels is None else pixels.output)
     try:
         with limits.MEMORY.taken(num_bytes):
-            encoded = without_copies(processor).apply_chat_template(
+            encoded = own.apply_chat_template(
                 messages,
                 tokenize=True,
                 return_dict=True,
@@ -236,19 +211,24 @@ def _encode(
         raise InputError("the chat spells one of the model's control tokens: leave it out") from error
     except jinja2.TemplateError as error:  # a template may refuse what it was not made for
         raise InputError(f"the model's chat template refuses this chat: {single_line(error)}") from error
-    of_text = ("input_ids", "attention_mask", "mm_token_type_ids")
-    pixels = {name: value for name, value in encoded.items() if name not in of_text}
     ids = encoded["input_ids"][0].tolist()
-    return Prompt(ids, pixels, _positions(processor, ids, pixels))
+    if pixels is None:
+        tensors = {name: value for name, value in encoded.items() if name not in _OF_TEXT}
+        pixels = Pixels(tensors, own.image_processor.output)
+    return Prompt(ids, pixels, _positions(processor, ids, pixels.tensors))
+
+
+def _opened(processor: Any, image: Image.Image | ImageFile) -> Image.Image:
+    return affordable(processor.image_processor, image.open() if isinstance(image, ImageFile) else image)
 
 
 def _positions(processor: Any, ids: list[int], pixels: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """M-RoPE's positions of a chat whose images have rows and columns of patches; None for another."""
-    if _GRIDS not in pixels:
+    if GRIDS not in pixels:
         return None
     images = processor.image_processor
     grid = PatchGrid(patch_size=int(images.patch_size), merge=int(images.merge_size))
-    sizes = [(rows * grid.patch_size, columns * grid.patch_size) for _, rows, columns in pixels[_GRIDS].tolist()]
+    sizes = [(rows * grid.patch_size, columns * grid.patch_size) for _, rows, columns in pixels[GRIDS].tolist()]
     return torch.from_numpy(rope_positions(np.array(ids) == processor.image_token_id, sizes, grid))
 
 

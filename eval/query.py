@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 from PIL import Image
 
 from data_pipeline import limits
+from data_pipeline.images import open_image
 from data_pipeline.record import Turn
 from models.common.errors import InputError
 
 _SPOKEN = {"system": "system text", "user": "question", "assistant": "answer"}
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image as its file's content, which is decoded only when its pixels are not known."""
+
+    content: bytes
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Files with the same one hold the same image."""
+        return hashlib.sha256(self.content).digest()
+
+    def open(self) -> Image.Image:
+        """Decode it; raises ImageError, as `data_pipeline.images.open_image`."""
+        return open_image(self.content)
+
+    @classmethod
+    def read(cls, path: Path) -> ImageFile:
+        """The image at `path`; raises ImageError where there is none, or a file that is too large."""
+        try:
+            limits.check_bytes(path.stat().st_size, str(path))
+            return cls(path.read_bytes())
+        except OSError as error:
+            raise limits.ImageError(f"no image at {path} can be read ({error.strerror})") from None
 
 
 @dataclass(frozen=True)
@@ -35,7 +64,7 @@ class Query:
         InputError: the turns do not alternate, a text is beyond the limits, or an image has no place.
     """
 
-    images: tuple[Image.Image, ...]
+    images: tuple[Image.Image | ImageFile, ...]
     turns: tuple[Turn, ...]
     places: tuple[Place, ...] = ()
 

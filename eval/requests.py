@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from eval.batch import Row
 from eval.decoding import EndReason
@@ -36,6 +36,8 @@ class EngineLimits:
     """Projected features of images that are kept."""
     chat_bytes: int = 1 << 28
     """Keys and values of chats that are kept for a further turn."""
+    pixel_bytes: int = 1 << 28
+    """Pixels of images, as the processor makes them, that are kept for another question about the same files."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,28 @@ class Request:
         self._on_event(Failed(error, retry_after_s))
 
 
+class Keeps(Protocol):
+    """What keeps values and counts who asks for them."""
+
+    num_queries: int
+    num_hits: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class KeptStats:
+    """What is kept of one kind, how often it was looked for, and how often it was there."""
+
+    num_queries: int = 0
+    num_hits: int = 0
+    num_bytes: int = 0
+
+    @classmethod
+    def of(cls, kept: Keeps | None) -> KeptStats:
+        """The counters of this moment; 0 where nothing is kept."""
+        return cls() if kept is None else cls(kept.num_queries, kept.num_hits, kept.num_bytes)
+
+
 @dataclass(frozen=True)
 class EngineStats:
     """What an engine has done since its start, and what it is doing. Reads may be one step old."""
@@ -168,17 +192,21 @@ class EngineStats:
     row_steps: int
     padding_share: float
     """Of the positions that steps computed with."""
-    feature_queries: int
-    feature_hits: int
-    prefix_queries: int
-    prefix_hits: int
-    kept_bytes: int
-    """Of features and of chats."""
+    pixels: KeptStats
+    """Of the images of whole chats."""
+    features: KeptStats
+    """Of single images."""
+    chats: KeptStats
 
     @property
     def rows_per_step(self) -> float:
         """Rows that a step gave a token to, on average."""
         return self.row_steps / self.steps if self.steps else 0.0
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of pixels, features and chats."""
+        return self.pixels.num_bytes + self.features.num_bytes + self.chats.num_bytes
 
     @property
     def cancelled(self) -> int:

@@ -55,7 +55,7 @@ def test_callers_at_once_get_what_each_would_get_alone(engine: Engine) -> None:
     assert sum(stats.finished.values()) == stats.finished["stop"] + stats.finished["length"] == len(asked)
     assert stats.rows_per_step > 1.5
     assert 0 < stats.padding_share < 1
-    assert stats.feature_hits > 0
+    assert stats.features.num_hits > 0
 
 
 def test_where_rows_can_only_start_together_the_others_wait(

@@ -25,7 +25,7 @@ from data_pipeline.encode import expand_images
 from data_pipeline.record import Turn
 from data_pipeline.tiles import fit_image
 from data_pipeline.tokens import Tokens
-from eval.prompts import stack_pixels
+from eval.pixels import stack_pixels
 from models.bundle import Check, Parity, Precision
 from models.opening import open_processor
 from models.spec import IMAGE_TOKEN, num_image_tokens

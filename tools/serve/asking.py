@@ -9,17 +9,14 @@ import queue
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
-from PIL import Image
-
 from eval.decoding import AnswerStream, Decoding
 from eval.engine import Ended, Engine, Event, Piece, Refused, Request
 from eval.query import Query
 from models.common.errors import InputError
-from tools.serve.budget import Budget
+from tools.serve.budget import Budget, decoding_bytes
 from tools.serve.chat import Cancel
 
 CLOSING = "the page is closing, and this answer ends here"
-_PIXEL_BYTES = 16
 
 
 class EngineAsker:
@@ -40,10 +37,11 @@ class EngineAsker:
         Raises:
             InputError: the query cannot be asked, or not now.
         """
-        num_bytes = min(sum(map(_bytes_of, query.images)), self._pictures.num_bytes)
+        pixels = self._engine.find_pixels(query)
+        num_bytes = 0 if pixels is not None else min(decoding_bytes(query), self._pictures.num_bytes)
         try:
             with self._pictures.taken_by_thread(num_bytes, self._wait_s):
-                prompt = self._engine.prepare(query, decoding)
+                prompt = self._engine.prepare(query, decoding, pixels)
         except (TimeoutError, FutureTimeoutError):
             raise InputError("many large images are being decoded: ask again later") from None
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -67,7 +65,3 @@ def _pieces(request: Request, events: queue.SimpleQueue[Event], cancel: Cancel) 
     except BaseException:  # nobody reads on; behind its end an answer is not cancelled, for `cancel` is its caller's
         request.cancel()
         raise
-
-
-def _bytes_of(image: Image.Image) -> int:
-    return _PIXEL_BYTES * image.width * image.height

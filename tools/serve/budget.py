@@ -1,6 +1,6 @@
 """A number of bytes that requests share: who asks first gets first, and asks for no more than there is.
 
-Asked by coroutines and by the page's threads alike.
+Asked by coroutines and by the page's threads alike. Owns what decoding a query's pictures takes, too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,32 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
+
+from data_pipeline import limits
+from data_pipeline.images import check_header
+from eval.query import ImageFile, Query
+
+_PIXEL_BYTES = 16
+"""What a picture takes from its header to the end of `encode`; measured 12 to 19 with what the process takes beside."""
+
+
+def decoding_bytes(query: Query, max_pixels: int = limits.MAX_PIXELS) -> int:
+    """The memory that a query's pictures take until they are pixels of the model's, by their headers.
+
+    Raises:
+        ImageError: no image, or one beyond the limits.
+    """
+    num_bytes = 0
+    for image in query.images:
+        decoder_bytes = 0
+        if isinstance(image, ImageFile):
+            num_pixels, decoder_bytes = check_header(image.content)
+        else:
+            num_pixels = image.width * image.height
+        if num_pixels > max_pixels:
+            raise limits.ImageError(f"image has {num_pixels} pixels; more than {max_pixels} are refused here")
+        num_bytes += max(_PIXEL_BYTES * num_pixels, decoder_bytes)
+    return num_bytes
 
 
 class Budget:

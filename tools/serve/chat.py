@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from data_pipeline.images import open_image
 from eval.predictor import AnswerStream, Decoding, Query, Turn
+from eval.query import ImageFile
 from models.common.errors import InputError
 
 MAX_QUESTION_CHARACTERS = 4000
@@ -111,7 +111,7 @@ def reply(asker: Asker, chat: Chat, decoding: Decoding, cancel: Cancel | None = 
     """
     text, cancel = "", cancel or Cancel()
     try:
-        images = (open_image(Path(chat.image)),) if chat.image else ()
+        images = (ImageFile.read(Path(chat.image)),) if chat.image else ()
         yield Update(chat.answered(""))
         query, decoding = Query(images, chat.turns), replace(decoding, seed=chat.num_retries)
         stream = asker.stream(query, decoding, cancel=cancel)

@@ -110,7 +110,7 @@ def engine_gauges(stats: EngineStats) -> Values:
         "kv_cache_usage_perc": ("Share of the cache that is promised", stats.cache_bytes_promised / total),
         "rows_per_step": ("Rows that a step gave a token to, on average", stats.rows_per_step),
         "padding_share": ("Of the positions that steps computed with", stats.padding_share),
-        "kept_bytes": ("Features of images, and keys and values of chats, that are kept", float(stats.kept_bytes)),
+        "kept_bytes": ("Pixels, features of images, and chats that are kept", float(stats.kept_bytes)),
     }
 
 
@@ -118,10 +118,12 @@ def engine_counters(stats: EngineStats) -> Values:
     """What the engine has done since its start."""
     return {
         "steps": ("Steps of the model that gave rows a token", float(stats.steps)),
-        "prefix_cache_queries": ("Chats that were looked up", float(stats.prefix_queries)),
-        "prefix_cache_hits": ("Chats whose beginning was there", float(stats.prefix_hits)),
-        "mm_cache_queries": ("Images that were looked up", float(stats.feature_queries)),
-        "mm_cache_hits": ("Images whose features were there", float(stats.feature_hits)),
+        "prefix_cache_queries": ("Chats that were looked up", float(stats.chats.num_queries)),
+        "prefix_cache_hits": ("Chats whose beginning was there", float(stats.chats.num_hits)),
+        "pixel_cache_queries": ("Chats whose pictures were looked up by their files", float(stats.pixels.num_queries)),
+        "pixel_cache_hits": ("Chats whose pictures were not decoded again", float(stats.pixels.num_hits)),
+        "mm_cache_queries": ("Images that were looked up", float(stats.features.num_queries)),
+        "mm_cache_hits": ("Images whose features were there", float(stats.features.num_hits)),
     }
 
 

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from data_pipeline.images import check_header, open_image
-from data_pipeline.limits import ImageError
 from eval.answers import AnswerCache
 from eval.decoding import Decoding
 from eval.engine import Draining, Ended, Engine, EngineDead, Event, Piece, Refused
+from eval.pixels import Pixels
 from eval.prompts import Prompt
-from eval.query import Query
+from eval.query import ImageFile, Query
 from models.common.errors import InputError
 from tools.serve.answer import Answer, refusal
 from tools.serve.body import Bodies
-from tools.serve.budget import Budget
+from tools.serve.budget import Budget, decoding_bytes
 from tools.serve.errors import ApiError, invalid
 from tools.serve.fetch import fetch
 from tools.serve.gate import Visit
@@ -37,9 +36,6 @@ from tools.serve.settings import MEGABYTE, Settings
 from tools.serve.shares import Shares
 
 Result = TypeVar("Result")
-
-_PIXEL_BYTES = 16
-"""What a picture takes from its header to the end of `encode`; measured 12 to 19 with what the process takes beside."""
 
 _DECODERS, _FETCHERS = 2, 4
 
@@ -136,20 +132,22 @@ class Service:
             text = f"{len(question.pictures)} pictures; at most {limits.max_images} are read in one request"
             raise invalid(text, question.param)
         try:
-            files, num_bytes = await self._files(question)
+            query = Query(await self._files(question), question.turns, question.places)
+            pixels, num_bytes = await self._look(engine, query)
+            if num_bytes > self.pictures.num_bytes:
+                text = f"to decode the pictures takes {num_bytes / MEGABYTE:.0f} MB: shrink them"
+                raise ApiError(413, text, code="image_too_large", param=question.picture_param)
             async with AsyncExitStack() as held:
                 if num_bytes:
                     await held.enter_async_context(self._room(num_bytes))
-                prompt = await self.in_thread(partial(_prepare, engine, question, files, decoding))
+                prompt = await self.in_thread(partial(engine.prepare, query, decoding, pixels))
         except InputError as error:
             raise of_input_error(error, question) from error
         self.metrics.prepared(time.monotonic() - started_s)
         return prompt
 
-    async def _files(self, question: Question) -> tuple[list[bytes], int]:
-        """The pictures' files, and the memory that they will take."""
-        if not question.pictures:
-            return [], 0
+    async def _files(self, question: Question) -> tuple[ImageFile, ...]:
+        """The pictures' files, of which none is decoded yet."""
         if not self.settings.limits.fetches and any(isinstance(picture, str) for picture in question.pictures):
             text = "pictures are not fetched from addresses here: send a data: URL"
             raise invalid(text, question.picture_param, "image_url")
@@ -157,12 +155,13 @@ class Service:
             await self._in(self._fetchers, partial(fetch, picture)) if isinstance(picture, str) else picture
             for picture in question.pictures
         ]
-        measure = partial(_measure, files, self.settings.limits.max_pixels)
-        num_bytes = measure() if sum(map(len, files)) <= INLINE_BYTES else await self.in_thread(measure)
-        if num_bytes > self.pictures.num_bytes:
-            text = f"to decode the pictures takes {num_bytes / MEGABYTE:.0f} MB: shrink them"
-            raise ApiError(413, text, code="image_too_large", param=question.picture_param)
-        return files, num_bytes
+        return tuple(map(ImageFile, files))
+
+    async def _look(self, engine: Engine, query: Query) -> tuple[Pixels | None, int]:
+        """What is known of the query's pictures; else the memory that they will take."""
+        look = partial(_known_or_measured, engine, query, self.settings.limits.max_pixels)
+        num_bytes = sum(len(image.content) for image in query.images if isinstance(image, ImageFile))
+        return look() if num_bytes <= INLINE_BYTES else await self.in_thread(look)
 
     @asynccontextmanager
     async def _room(self, num_bytes: int) -> AsyncIterator[None]:
@@ -247,17 +246,6 @@ class _Nobody:
         """Nothing goes on."""
 
 
-def _measure(files: Sequence[bytes], max_pixels: int) -> int:
-    """The memory that the pictures will take, by their headers."""
-    num_bytes = 0
-    for file in files:
-        num_pixels, decoder_bytes = check_header(file)
-        if num_pixels > max_pixels:
-            raise ImageError(f"image has {num_pixels} pixels; more than {max_pixels} are refused here")
-        num_bytes += max(_PIXEL_BYTES * num_pixels, decoder_bytes)
-    return num_bytes
-
-
-def _prepare(engine: Engine, question: Question, files: Sequence[bytes], decoding: Decoding) -> Prompt:
-    images = tuple(open_image(file) for file in files)
-    return engine.prepare(Query(images, question.turns, question.places), decoding)
+def _known_or_measured(engine: Engine, query: Query, max_pixels: int) -> tuple[Pixels | None, int]:
+    pixels = engine.find_pixels(query)
+    return (pixels, 0) if pixels is not None else (None, decoding_bytes(query, max_pixels))

@@ -29,6 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from models.common.errors import InputError, run_cli
 
 if TYPE_CHECKING:
@@ -117,8 +119,10 @@ def _bodies(asked: Sequence[Query], num_tokens: int, model: str) -> list[bytes]:
 
     bodies = []
     for query in asked:
+        (image,) = query.images
+        assert isinstance(image, Image.Image)
         stream = io.BytesIO()
-        query.images[0].save(stream, "PNG")
+        image.save(stream, "PNG")
         bodies.append(body_of(stream.getvalue(), "png", query.turns[0].text, num_tokens, model))
     return bodies
 
