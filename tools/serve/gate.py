@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import secrets
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -40,7 +40,8 @@ API_PATHS = ("/v1/", "/caption", "/question", "/chat", "/metrics")
 class Visit:
     """One request on its way: who asks, and what the log says of it at its end."""
 
-    request_id: str
+    number: str
+    """Random, and no secret."""
     client: str
     path: str
     method: str
@@ -49,6 +50,11 @@ class Visit:
     finish: str = "-"
     facts: dict[str, float] = field(default_factory=dict)
     """Tokens and seconds."""
+
+    @property
+    def request_id(self) -> str:
+        """What the log and the client call it."""
+        return f"req-{self.number}"
 
 
 def visit_of(scope: Scope) -> Visit:
@@ -87,7 +93,7 @@ class Gate:
             return
         host, headers = str(scope["client"][0]) if scope.get("client") else "", Headers(scope=scope)
         origin = headers.get("origin", "")
-        visit = Visit("req-" + secrets.token_hex(12), address_group(host), scope["path"], scope["method"])
+        visit = Visit(f"{random.getrandbits(96):024x}", address_group(host), scope["path"], scope["method"])
         scope["sightline"] = visit
         try:
             allowed = origin if origin in self._origins else ""

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from eval.decoding import Decoding
 from eval.prompts import Prompt
 from tools.serve.answer import Answer
 from tools.serve.errors import of_validation
-from tools.serve.gate import visit_of
+from tools.serve.gate import Visit, visit_of
 from tools.serve.question import Question, of_messages
 from tools.serve.responses import EventStream, until_gone
 from tools.serve.service import INLINE_BYTES, Service
@@ -32,14 +33,13 @@ def openai_api(service: Service) -> APIRouter:
         visit = visit_of(request.scope)
         async with AsyncExitStack() as held:
             held.enter_context(service.shares.one_more(visit.client))
-            asked, prompt = await _prepared(service, request)
-            decoding = asked.decoding(settings.limits)
+            asked, decoding, prompt = await _prepared(service, request)
             if asked.stream:
                 answer = await until_gone(request, service.begin(prompt, decoding, visit))
-                return _stream(answer, asked, settings, held.pop_all())
+                return _stream(answer, asked, visit, settings, held.pop_all())
             text, ended = await until_gone(request, service.text(prompt, decoding, visit))
             usage = usage_of(ended.prompt_tokens, ended.tokens)
-            return JSONResponse(Completion(settings.model).whole(text, ended.reason, usage))
+            return JSONResponse(_completion(visit, settings).whole(text, ended.reason, usage))
 
     @router.get("/v1/models", summary="The one model that is served")
     async def models() -> dict[str, Any]:
@@ -53,13 +53,14 @@ def openai_api(service: Service) -> APIRouter:
     return router
 
 
-async def _prepared(service: Service, request: Request) -> tuple[ChatRequest, Prompt]:
+async def _prepared(service: Service, request: Request) -> tuple[ChatRequest, Decoding, Prompt]:
     """The request without its body, which is let go before it waits for its answer."""
     async with service.bodies.read(request, "application/json") as raw:
         parse = partial(_parse, raw, service.settings.model)
         asked, question = parse() if len(raw) <= INLINE_BYTES else await service.in_thread(parse)
-        prompt = await until_gone(request, service.prepare(question, asked.decoding(service.settings.limits)))
-        return asked.model_copy(update={"messages": []}), prompt
+        decoding = asked.decoding(service.settings.limits)
+        prompt = await until_gone(request, service.prepare(question, decoding))
+        return asked.model_copy(update={"messages": []}), decoding, prompt
 
 
 def _parse(raw: bytearray, served: str) -> tuple[ChatRequest, Question]:
@@ -71,7 +72,12 @@ def _parse(raw: bytearray, served: str) -> tuple[ChatRequest, Question]:
     return asked, of_messages(asked.messages)
 
 
-def _stream(answer: Answer, asked: ChatRequest, settings: Settings, held: AsyncExitStack) -> Response:
+def _stream(answer: Answer, asked: ChatRequest, visit: Visit, settings: Settings, held: AsyncExitStack) -> Response:
     with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-    completion = Completion(settings.model, with_usage=with_usage)
+    completion = _completion(visit, settings, with_usage=with_usage)
     return EventStream(answer, completion, held, with_usage=with_usage, limit_s=settings.times.answer_s)
+
+
+def _completion(visit: Visit, settings: Settings, *, with_usage: bool = False) -> Completion:
+    """It has the number of its request, by which the log is found."""
+    return Completion("chatcmpl-" + visit.number, settings.model, with_usage=with_usage)

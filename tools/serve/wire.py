@@ -6,7 +6,7 @@ ignored, since clients add them often. Source: https://platform.openai.com/docs/
 
 from __future__ import annotations
 
-import secrets
+import random
 import time
 from typing import Annotated, Any, Literal
 
@@ -150,7 +150,7 @@ class ChatRequest(Wire):
             max_new_tokens=min(asked, limits.max_tokens),
             temperature=float(self.temperature or 0.0),
             top_p=1.0 if self.top_p is None else float(self.top_p),
-            seed=secrets.randbits(63) if self.seed is None else self.seed,
+            seed=random.getrandbits(63) if self.seed is None else self.seed,
             stop=stop,
         )
 
@@ -166,9 +166,9 @@ def check_model(model: str | None, served: str) -> None:
 class Completion:
     """The answer to one request, in parts or whole."""
 
-    def __init__(self, model: str, *, with_usage: bool = False) -> None:
+    def __init__(self, name: str, model: str, *, with_usage: bool = False) -> None:
         self._common = {
-            "id": "chatcmpl-" + secrets.token_hex(12),
+            "id": name,
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": None,
