@@ -9,6 +9,7 @@ import torch
 
 from eval.answers import AnswerCache
 from eval.decoding import Decoding
+from eval.pixels import Pixels
 from eval.prompts import Prompt
 
 GREEDY = Decoding()
@@ -16,7 +17,7 @@ PIXELS = torch.arange(6.0).view(1, 2, 3)
 
 
 def prompt(*ids: int, **pixels: torch.Tensor) -> Prompt:
-    return Prompt(list(ids), pixels)
+    return Prompt(list(ids), Pixels(pixels))
 
 
 @pytest.mark.parametrize(

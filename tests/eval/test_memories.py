@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eval.feature_cache import FeatureCache
+from eval.kept import Kept
 from eval.kept_chats import KeptChats
 from eval.kv_cache import DynamicKVCache, KVRow
+from eval.pixels import NO_PIXELS, Pixels
 from eval.predictor import Predictor, Query, Turn
 from eval.prompts import Prompt
 from tests.support.bundles import image, make_bundle
@@ -21,38 +22,40 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     return Predictor.open(make_bundle(tmp_path_factory.mktemp("bundle")), device="cpu")
 
 
-def test_features_used_longest_ago_go_first() -> None:
-    features = FeatureCache(3 * 40)
-    for digest in (b"a", b"b", b"c"):
-        features.keep(digest, torch.full((10,), float(ord(digest))))
-    assert features.find(b"a") is not None
-    features.keep(b"d", torch.zeros(10))
-    assert features.find(b"b") is None
-    assert [features.find(digest) is not None for digest in (b"a", b"c", b"d")] == [True] * 3
-    assert (features.num_queries, features.num_hits, features.num_bytes) == (5, 4, 120)
-    features.keep(b"d", torch.ones(20))
-    assert features.num_bytes == 120, "another value in the place of the old one, and another one gone"
-    features.keep(b"large", torch.zeros(31))
-    assert features.find(b"large") is None
-    features.clear()
-    assert features.num_bytes == 0
+def test_what_was_used_longest_ago_goes_first() -> None:
+    kept: Kept[str, str] = Kept(3 * 40)
+    for key in ("a", "b", "c"):
+        kept.keep(key, key, 40)
+    assert kept.find("a") == "a"
+    kept.keep("d", "d", 40)
+    assert kept.find("b") is None
+    assert [kept.find(key) for key in ("a", "c", "d")] == ["a", "c", "d"]
+    assert (kept.num_queries, kept.num_hits, kept.num_bytes) == (5, 4, 120)
+    kept.keep("d", "larger", 80)
+    assert kept.num_bytes == 120, "another value in the place of the old one, and another one gone"
+    kept.keep("large", "large", 121)
+    assert kept.find("large") is None
+    kept.clear()
+    assert kept.num_bytes == 0
 
 
-def test_what_is_kept_is_a_copy_of_ones_own() -> None:
+def test_features_that_are_kept_are_a_copy_of_ones_own(predictor: Predictor) -> None:
     """A view of a whole group's features would hold all of their memory."""
-    features, group = FeatureCache(1000), torch.zeros(4, 10)
-    features.keep(b"a", group[1])
-    group.fill_(1.0)
-    kept = features.find(b"a")
-    assert kept is not None
-    assert kept.sum() == 0
-    assert kept.untyped_storage().nbytes() == 40
+    reader = predictor.make_reader(1 << 20, 0)
+    prompts = [predictor.prompt(Query((image(shape),), (Turn("user", "What?"),))) for shape in ("circle", "square")]
+    reader.read(prompts)
+    assert reader.features is not None
+    for asked in prompts:
+        features_PD = reader.features.find(asked.pixels.digests[0])
+        assert features_PD is not None
+        assert features_PD.untyped_storage().nbytes() == features_PD.nbytes
+    assert reader.features.num_bytes == 2 * features_PD.nbytes
 
 
 def test_images_are_told_apart_by_their_pixels(predictor: Predictor) -> None:
     turn = (Turn("user", "What?"),)
     queries = [Query((image("circle"), image("square")), turn), Query((image("square"),), turn), Query((), turn)]
-    both, square, none = (predictor.prompt(query).image_digests for query in queries)
+    both, square, none = (predictor.prompt(query).pixels.digests for query in queries)
     assert both[1:] == square
     assert both[0] != square[0]
     assert none == ()
@@ -68,7 +71,7 @@ def row_of(predictor: Predictor, num_tokens: int) -> KVRow:
 
 
 def prompt(*ids: int, color: float | None = None) -> Prompt:
-    return Prompt(list(ids), {} if color is None else {"pixel_values": torch.full((1, 3, 2, 2), color)})
+    return Prompt(list(ids), NO_PIXELS if color is None else Pixels({"pixel_values": torch.full((1, 3, 2, 2), color)}))
 
 
 def keep(chats: KeptChats, predictor: Predictor, asked: Prompt, answer: list[int]) -> None:

@@ -16,7 +16,8 @@ from data_pipeline.config import ChatmlTemplate, PlainTemplate, TemplateConfig, 
 from data_pipeline.record import Turn
 from data_pipeline.templates import build_template
 from data_pipeline.tokens import Tokens
-from eval.prompts import Prompt, _guard, _messages, collate, encode, stack_pixels, takes_system
+from eval.pixels import Pixels, stack_pixels
+from eval.prompts import Prompt, _guard, _messages, collate, encode, takes_system
 from eval.query import Place, Query
 from models.common.errors import InputError
 from models.opening import open_processor
@@ -35,7 +36,7 @@ CPU = torch.device("cpu")
     ],
 )
 def test_prompts_are_padded(side: str, ids: list[list[int]], mask: list[list[int]], positions: list[list[int]]) -> None:
-    prompts = [Prompt([7, 8, 9], {"pixel_values": torch.zeros(1, 3, 2, 2)}), Prompt([5], {})]
+    prompts = [Prompt([7, 8, 9], Pixels({"pixel_values": torch.zeros(1, 3, 2, 2)})), Prompt([5])]
     batch = collate(prompts, pad_id=0, side=side, device=CPU)  # type: ignore[arg-type]
     assert (batch["input_ids"].tolist(), batch["attention_mask"].tolist()) == (ids, mask)
     assert batch["position_ids"].tolist() == positions
@@ -78,7 +79,7 @@ def test_a_large_image_has_the_pixels_that_the_processor_makes_of_it(
     monkeypatch.setattr("eval.large_images._LARGE_PIXELS", 0)
     ours = encode(processor, query)
     assert ours.ids == stock.ids
-    assert torch.equal(ours.pixels["pixel_values"], stock.pixels["pixel_values"])
+    assert torch.equal(ours.pixels.tensors["pixel_values"], stock.pixels.tensors["pixel_values"])
 
 
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "qwen2_vl", "qwen3_vl"])
@@ -98,9 +99,9 @@ def test_a_large_image_is_cut_into_the_processors_tiles_without_a_copy(
     monkeypatch.setattr("eval.large_images._LARGE_PIXELS", 90 * 2000)
     ours = encode(processor, query)
     assert ours.ids == stock.ids
-    assert ours.pixels.keys() == stock.pixels.keys()
-    for name, values in stock.pixels.items():
-        assert torch.equal(ours.pixels[name], values), name
+    assert ours.pixels.tensors.keys() == stock.pixels.tensors.keys()
+    for name, values in stock.pixels.tensors.items():
+        assert torch.equal(ours.pixels.tensors[name], values), name
     tracemalloc.start()
     try:
         encode(processor, Query((Image.new("RGB", (3000, 2000)),), (Turn("user", "What?"),)))
@@ -144,8 +145,8 @@ def test_images_stand_where_the_chat_has_them(config: TemplateConfig, system: st
     assert "".join(segment.text for segment in segments).partition("ANSWER")[0].strip() == shown.strip()
     prompt = encode(processor, query)
     assert prompt.ids.count(processor.image_token_id) == 3 * 16
-    alone = [encode(processor, Query((each,), LATER[:1])).pixels["pixel_values"] for each in query.images]
-    assert torch.equal(prompt.pixels["pixel_values"], torch.cat(alone))
+    alone = [encode(processor, Query((each,), LATER[:1])).pixels.tensors["pixel_values"] for each in query.images]
+    assert torch.equal(prompt.pixels.tensors["pixel_values"], torch.cat(alone))
 
 
 def test_without_places_images_come_first() -> None:

@@ -7,18 +7,17 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from eval.decoding import Decoding
 from eval.prompts import Prompt
 from tools.serve.answer import Answer
-from tools.serve.errors import of_validation
+from tools.serve.body import INLINE_BYTES, parse_json
 from tools.serve.gate import Visit, visit_of
 from tools.serve.question import Question, of_messages
 from tools.serve.responses import EventStream, until_gone
-from tools.serve.service import INLINE_BYTES, Service
+from tools.serve.service import Service
 from tools.serve.settings import Settings
 from tools.serve.wire import ChatRequest, Completion, check_model, model_card, usage_of
 
@@ -64,10 +63,7 @@ async def _prepared(service: Service, request: Request) -> tuple[ChatRequest, De
 
 
 def _parse(raw: bytearray, served: str) -> tuple[ChatRequest, Question]:
-    try:
-        asked = ChatRequest.model_validate_json(raw)
-    except ValidationError as error:
-        raise of_validation(error) from None
+    asked = parse_json(ChatRequest, raw)
     asked.check(served)
     return asked, of_messages(asked.messages)
 

@@ -18,16 +18,16 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import Field, ValidationError
+from pydantic import Field
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
 from data_pipeline.record import Turn
 from eval.decoding import Decoding
-from tools.serve.body import parse_form
+from tools.serve.body import parse_form, parse_json
 from tools.serve.conversations import Conversation, Conversations, check_name
-from tools.serve.errors import ApiError, invalid, of_validation
+from tools.serve.errors import ApiError, invalid
 from tools.serve.gate import visit_of
 from tools.serve.question import Question, read_base64, read_url
 from tools.serve.responses import until_gone
@@ -107,10 +107,7 @@ def _question(asked: Conversation) -> Question:
 
 
 def _of_json(body: bytearray) -> tuple[ChatMessage, bytes | str | None]:
-    try:
-        sent = ChatMessage.model_validate_json(body)
-    except ValidationError as error:
-        raise of_validation(error) from None
+    sent = parse_json(ChatMessage, body)
     if not sent.message.strip():
         raise invalid("there is no message yet: write one", "message")
     if sent.image_base64 is None:

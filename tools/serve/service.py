@@ -24,7 +24,7 @@ from eval.prompts import Prompt
 from eval.query import ImageFile, Query
 from models.common.errors import InputError
 from tools.serve.answer import Answer, refusal
-from tools.serve.body import Bodies
+from tools.serve.body import INLINE_BYTES, Bodies
 from tools.serve.budget import Budget, decoding_bytes
 from tools.serve.errors import ApiError, invalid
 from tools.serve.fetch import fetch
@@ -38,9 +38,6 @@ from tools.serve.shares import Shares
 Result = TypeVar("Result")
 
 _DECODERS, _FETCHERS = 2, 4
-
-INLINE_BYTES = 1 << 16
-"""Bodies up to this size are parsed, and files' headers read, on the event loop: to change threads takes longer."""
 
 
 class Service:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
@@ -13,6 +14,9 @@ from eval.predictor import Predictor
 from tests.support.patience import GUARD_S, wait_until
 from tests.support.raw_http import COMPLETIONS, answer_of, connected, head
 from tests.support.servers import Running, asking, running_server
+from tools.serve.body import _PARSING, parse_json
+from tools.serve.errors import ApiError
+from tools.serve.wire import TextPart
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,23 @@ def test_a_body_of_the_largest_size_is_read(narrow: Running) -> None:
     )
     assert answer.status_code == 200
     assert narrow.service.bodies.budget.num_taken == 0
+
+
+def test_while_a_large_body_is_parsed_small_ones_are_and_large_ones_wait() -> None:
+    small, large = (
+        bytearray(b'{"type": "text", "text": "a"}'),
+        bytearray(b'{"type": "text", "text": "%s"}' % (b"a" * 70_000)),
+    )
+    with ThreadPoolExecutor(1) as pool:
+        with _PARSING:
+            waiting = pool.submit(parse_json, TextPart, large)
+            assert parse_json(TextPart, small).text == "a"
+            assert not waiting.done()
+        assert waiting.result(GUARD_S).text == "a" * 70_000
+    for damaged in (small[:-1], large[:-1]):
+        with pytest.raises(ApiError):
+            parse_json(TextPart, damaged)
+    assert not _PARSING.locked()
 
 
 def test_chunks_without_a_length_are_counted(narrow: Running) -> None:

@@ -11,7 +11,7 @@ import torch
 from eval.engine import Engine, EngineLimits
 from eval.predictor import Decoding, Predictor, Turn
 from models.common.errors import InputError
-from tests.support.bundles import make_bundle
+from tests.support.bundles import image, make_bundle
 from tools.serve import panel
 from tools.serve.asking import EngineAsker
 from tools.serve.budget import Budget
@@ -49,6 +49,28 @@ def test_an_answer_without_a_word_is_told_and_keeps_the_question(
     assert "without a word" in last.error
     assert last.speed.startswith("1 token")
     assert not cancel.is_set()
+
+
+@pytest.mark.slow
+def test_another_question_about_an_image_decodes_nothing(tmp_path: Path) -> None:
+    predictor = Predictor.open(make_bundle(tmp_path / "bundle"), device="cpu")
+    drawn = tmp_path / "circle.png"
+    image("circle").save(drawn)
+    decoding = Decoding(max_new_tokens=8)
+    engine, budget = Engine(predictor, EngineLimits()).start(), Budget(10_000_000)
+    try:
+        asker = EngineAsker(engine, budget, 0.1)
+        first = list(reply(asker, Chat().asked(str(drawn), "What?"), decoding))[-1].chat
+        with budget.taken_by_thread(10_000_000, 0.1):
+            second = list(reply(asker, first.asked(str(drawn), "And?"), decoding))[-1]
+            fresh = tmp_path / "square.png"
+            image("square").save(fresh)
+            other = list(reply(asker, Chat().asked(str(fresh), "What?"), decoding))[-1]
+    finally:
+        engine.close()
+    alone = list(reply(predictor, first.asked(str(drawn), "And?"), decoding))[-1]
+    assert second.chat == alone.chat
+    assert "ask again later" in other.error
 
 
 def test_a_chat_is_a_value() -> None:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.images import open_image
-from eval.predictor import Predictor
+from eval.predictor import Decoding, Predictor, Query, Turn
 from tests.support.patience import GUARD_S, wait_until
 from tests.support.raw_http import COMPLETIONS, connected, head
 from tests.support.servers import Running, asking, file_of, picture_part, running_server, slow_steps, stuck_after
@@ -126,7 +126,7 @@ def test_who_leaves_while_he_waits_is_never_read(tiny_predictor: Predictor) -> N
 
 def test_pictures_share_one_budget(tiny_predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three pictures of which one fits at a time: all are answered, and never more than the budget is promised."""
-    large = file_of(Image.new("RGB", (1000, 1000), "red"), "JPEG")
+    large = [file_of(Image.new("RGB", (1000, 1000), color), "JPEG") for color in ("red", "green", "blue")]
     with running_server(tiny_predictor, picture_bytes=20_000_000, max_body_bytes=1_000_000) as server:
         most, before = [0], server.service.pictures._grant
 
@@ -135,15 +135,32 @@ def test_pictures_share_one_budget(tiny_predictor: Predictor, monkeypatch: pytes
             most.append(server.service.pictures.num_taken)
 
         monkeypatch.setattr(server.service.pictures, "_grant", watched)
-        body = asking(picture_part(large, "jpeg"), "What?", max_tokens=2)
+        bodies = [asking(picture_part(file, "jpeg"), "What?", max_tokens=2) for file in large]
         with ThreadPoolExecutor(3) as pool, httpx.Client(timeout=GUARD_S) as client:
-            done = list(pool.map(lambda _: client.post(server.url + COMPLETIONS, json=body).status_code, range(3)))
+            done = list(pool.map(lambda body: client.post(server.url + COMPLETIONS, json=body).status_code, bodies))
         assert done == [200, 200, 200]
         assert max(most) == 16_000_000
         assert server.service.pictures.num_taken == 0
         huge = asking(picture_part(file_of(Image.new("1", (1200, 1200)))), "What?")
         refused = httpx.post(server.url + COMPLETIONS, json=huge, timeout=GUARD_S)
         assert (refused.status_code, refused.json()["error"]["code"]) == (413, "image_too_large")
+
+
+def test_a_picture_that_was_asked_about_needs_no_memory_to_be_decoded(tiny_predictor: Predictor) -> None:
+    """A client sends it again with every turn: the turn is answered while others decode with all that there is."""
+    photo = file_of(Image.linear_gradient("L").resize((700, 900)), "JPEG")
+    first = asking(picture_part(photo, "jpeg"), "What?")
+    with running_server(tiny_predictor, picture_bytes=20_000_000, max_body_bytes=1_000_000) as server:
+        answer = send(server, first).json()["choices"][0]["message"]["content"] or "-"
+        turns = [*first["messages"], {"role": "assistant", "content": answer}, {"role": "user", "content": "And?"}]
+        with server.service.pictures.taken_by_thread(20_000_000, GUARD_S):
+            known = send(server, {**first, "messages": turns}).json()
+        metrics = httpx.get(server.url + "/metrics", timeout=GUARD_S).text
+    asked = (Turn("user", "What?"), Turn("assistant", answer), Turn("user", "And?"))
+    expected = tiny_predictor.answer([Query((open_image(photo),), asked)], Decoding(max_new_tokens=12))
+    assert [known["choices"][0]["message"]["content"]] == expected
+    assert "sightline_pixel_cache_queries_total 2.0" in metrics
+    assert "sightline_pixel_cache_hits_total 1.0" in metrics
 
 
 def test_health_and_metrics_tell_what_goes_on(tiny_predictor: Predictor) -> None:

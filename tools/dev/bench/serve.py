@@ -5,6 +5,7 @@
 | figure | ours | peer |
 |---|---|---|
 | 16 clients | answers a CPU-second of the server | `Predictor.answer` in batches of 16 |
+| 16 clients, new pictures | the same, about pictures that the server has not seen | the same |
 | 1 client | the same | `Predictor.stream`, one after another |
 | 16 clients over 1 | the same | 1 client of the same server |
 | 16 clients over another server | answers a second | that of --peer |
@@ -25,7 +26,9 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,8 +102,11 @@ def _rates(arguments: argparse.Namespace, server: Server) -> list[Row]:
         equal = sum(a == b for a, b in zip(server.answers(bodies, num_clients), expected, strict=True))
         print(f"{num_clients} clients: {equal} of {len(asked)} answers are the library's")
     many, one = partial(_rate, server, bodies, MANY), partial(_rate, server, bodies, 1)
+    new = _passes(lambda fresh: _rate(server, _bodies(fresh, arguments.tokens, "bench"), MANY), asked)
+    batches = _own(lambda: predictor.answer(asked, decoding, batch_size=MANY), asked)
     pairs: list[tuple[str, Callable[[], float], Callable[[], float]]] = [
-        ("16 clients / batches of 16", many, _own(lambda: predictor.answer(asked, decoding, batch_size=MANY), asked)),
+        ("16 clients / batches of 16", many, batches),
+        ("16 clients, new pictures / batches of 16", new, batches),
         ("1 client / stream", one, _own(lambda: _streamed(predictor, asked, decoding), asked)),
         ("16 clients / 1 client", many, one),
     ]
@@ -112,6 +118,23 @@ def _rates(arguments: argparse.Namespace, server: Server) -> list[Row]:
 
 def _streamed(predictor: Predictor, asked: Sequence[Query], decoding: object) -> list[str]:
     return ["".join(predictor.stream(query, decoding)) for query in asked]  # type: ignore[arg-type]
+
+
+def _passes(rate: Callable[[Sequence[Query]], float], asked: Sequence[Query]) -> Callable[[], float]:
+    """The rate of another pass with each call: the same questions, about pictures that differ by a pixel from all."""
+    numbers = count()
+
+    def next_rate() -> float:
+        fresh = []
+        for query in asked:
+            (image,) = query.images
+            assert isinstance(image, Image.Image)
+            drawn, number = image.copy(), next(numbers)
+            drawn.putpixel((0, 0), (number % 251, number // 251 % 251, 128))
+            fresh.append(replace(query, images=(drawn,)))
+        return rate(fresh)
+
+    return next_rate
 
 
 def _bodies(asked: Sequence[Query], num_tokens: int, model: str) -> list[bytes]:
