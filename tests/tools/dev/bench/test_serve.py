@@ -42,6 +42,7 @@ def test_the_table_is_written_and_answers_are_the_librarys(
     rows = json.loads((tmp_path / "runs/bench/serve.json").read_text())
     assert [row["what"] for row in rows] == [
         "16 clients / batches of 16",
+        "16 clients, new pictures / batches of 16",
         "1 client / stream",
         "16 clients / 1 client",
         "16 clients / the other server",
