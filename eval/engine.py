@@ -18,12 +18,13 @@ from dataclasses import replace
 from eval.batch import Row
 from eval.decoding import AnswerStream, Decoding
 from eval.engine_loop import EngineLoop, position_bytes
-from eval.kept import Kept
+from eval.lru_cache import LruCache
 from eval.pixels import Pixels
 from eval.predictor import Predictor
 from eval.prompts import Prompt, PromptTooLongError
 from eval.query import ImageFile, Query
 from eval.requests import (
+    CacheStats,
     Draining,
     Ended,
     EngineDead,
@@ -31,7 +32,6 @@ from eval.requests import (
     EngineStats,
     Event,
     Failed,
-    KeptStats,
     Piece,
     QueueFull,
     Refused,
@@ -80,7 +80,7 @@ class Engine:
         self.predictor, self.limits = predictor, limits
         self._after_step = after_step
         self._line = WaitingLine(limits.waiting)
-        self._pixels: Kept[tuple[bytes, ...], Pixels] = Kept(limits.pixel_bytes)
+        self._pixels: LruCache[tuple[bytes, ...], Pixels] = LruCache(limits.pixel_bytes)
         self._position_bytes = self._total_positions = 0
         self._loop: EngineLoop | None = None
         self._thread: WaitedThread | None = None
@@ -206,9 +206,9 @@ class Engine:
             steps=counts.steps,
             row_steps=counts.rows,
             padding_share=1 - counts.tokens / counts.columns if counts.columns else 0.0,
-            pixels=KeptStats.of(self._pixels),
-            features=KeptStats.of(loop.reader.features),
-            chats=KeptStats.of(loop.reader.chats),
+            pixels=CacheStats.of(self._pixels),
+            features=CacheStats.of(loop.reader.features),
+            chats=CacheStats.of(loop.reader.chats),
         )
 
     def _row(self, prompt: Prompt, decoding: Decoding, cancel: threading.Event) -> Row:

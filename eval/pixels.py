@@ -5,7 +5,7 @@
     the same images later --+--> the same prompt, as if they had been processed again
 
 Owns the tensors of a chat's images and their digests. Does not own the chat (`eval.prompts`) nor what is kept of them
-(`eval.kept`).
+(`eval.lru_cache`).
 """
 
 from __future__ import annotations
@@ -83,23 +83,23 @@ def stack_pixels(tensors: Sequence[Mapping[str, Tensor]], device: torch.device) 
     return {name: torch.cat(found).to(device) for name, found in parts.items()}
 
 
-def once(processor: Any, output: Any = None) -> Any:
-    """The processor with an image processor that works once, or not at all where its `output` is known already.
+def recording(processor: Any, output: Any = None) -> Any:
+    """A copy of a processor whose image processor records what it returns, as `image_processor.output`.
 
-    Afterwards `image_processor.output` is what it returned.
+    With `output`, which was recorded before, it does no work and returns that.
     """
     own, images = copy.copy(processor), copy.copy(processor.image_processor)
     stock: Any = type(images)
-    images.__class__ = _once(stock)
+    images.__class__ = _recording(stock)
     images.output = output
     own.image_processor = images
     return own
 
 
 @cache
-def _once(stock: Any) -> type:
-    class Once(stock):
-        """`stock`, which is asked for the images of one chat."""
+def _recording(stock: Any) -> type:
+    class Recording(stock):
+        """`stock`, for the images of one chat."""
 
         output: Any = None
 
@@ -108,4 +108,4 @@ def _once(stock: Any) -> type:
                 self.output = super().__call__(images, **options)
             return copy.copy(self.output)  # whoever gets it may take parts out
 
-    return Once
+    return Recording

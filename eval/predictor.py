@@ -26,9 +26,9 @@ from eval.answers import AnswerCache
 from eval.batch import Batch, Row
 from eval.decoding import AnswerStream, AnswerText, Decoding, end_ids_of
 from eval.generation import evaluating, write_beams
-from eval.kept import Kept
 from eval.kept_chats import KeptChats
 from eval.kv_cache import DynamicKVCache, KVCache, is_fixable
+from eval.lru_cache import LruCache
 from eval.pixels import Pixels
 from eval.prefill import PromptReader
 from eval.prompts import Prompt, PromptTooLongError, encode, encode_answered
@@ -198,7 +198,7 @@ class Predictor:
             self.model,
             self.device,
             pad_id=self._pad_id,
-            features=Kept(feature_bytes) if has_features else None,
+            features=LruCache(feature_bytes) if has_features else None,
             chats=KeptChats(chat_bytes, self.processor.image_token_id) if chat_bytes > 0 else None,
         )
 

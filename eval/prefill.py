@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.kept import Kept
 from eval.kept_chats import KeptChats
 from eval.kv_cache import DynamicKVCache
+from eval.lru_cache import LruCache
 from eval.pixels import stack_pixels
 from eval.prompts import Prompt, collate
 
@@ -40,7 +40,7 @@ class PromptReader:
         device: torch.device,
         *,
         pad_id: int,
-        features: Kept[bytes, Tensor] | None = None,
+        features: LruCache[bytes, Tensor] | None = None,
         chats: KeptChats | None = None,
     ) -> None:
         self.features, self.chats = features, chats

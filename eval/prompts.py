@@ -21,7 +21,7 @@ from PIL import Image
 
 from data_pipeline import limits
 from eval.large_images import affordable, bytes_needed, without_copies
-from eval.pixels import GRIDS, NO_PIXELS, Pixels, once, stack_pixels
+from eval.pixels import GRIDS, NO_PIXELS, Pixels, recording, stack_pixels
 from eval.query import ImageFile, Place, Query
 from models.common.errors import InputError, single_line
 from models.patches import rope_positions
@@ -196,7 +196,7 @@ def _encode(
     for part in (part for message in messages for part in message["content"] if part["type"] == "image"):
         part["image"] = _STAND_IN if pixels is not None else _opened(processor, part["image"])
         num_bytes += bytes_needed(processor.image_processor, part["image"])
-    own = once(without_copies(processor), None if pixels is None else pixels.output)
+    own = recording(without_copies(processor), None if pixels is None else pixels.output)
     try:
         with limits.MEMORY.taken(num_bytes):
             encoded = own.apply_chat_template(

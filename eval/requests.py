@@ -99,7 +99,7 @@ class EngineDead(Refused):
 
 
 class Request:
-    """A request from its arrival to its last event. Only the engine's thread calls `emit`."""
+    """A request from its arrival to its last event. Only the engine's thread tells it what happens."""
 
     def __init__(self, row: Row, on_event: Callable[[Event], None]) -> None:
         self.row, self._on_event = row, on_event
@@ -152,7 +152,7 @@ class Request:
         self._on_event(Failed(error, retry_after_s))
 
 
-class Keeps(Protocol):
+class Cache(Protocol):
     """What keeps values and counts who asks for them."""
 
     num_queries: int
@@ -161,7 +161,7 @@ class Keeps(Protocol):
 
 
 @dataclass(frozen=True)
-class KeptStats:
+class CacheStats:
     """What is kept of one kind, how often it was looked for, and how often it was there."""
 
     num_queries: int = 0
@@ -169,9 +169,9 @@ class KeptStats:
     num_bytes: int = 0
 
     @classmethod
-    def of(cls, kept: Keeps | None) -> KeptStats:
+    def of(cls, cache: Cache | None) -> CacheStats:
         """The counters of this moment; 0 where nothing is kept."""
-        return cls() if kept is None else cls(kept.num_queries, kept.num_hits, kept.num_bytes)
+        return cls() if cache is None else cls(cache.num_queries, cache.num_hits, cache.num_bytes)
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,11 @@ class EngineStats:
     row_steps: int
     padding_share: float
     """Of the positions that steps computed with."""
-    pixels: KeptStats
+    pixels: CacheStats
     """Of the images of whole chats."""
-    features: KeptStats
+    features: CacheStats
     """Of single images."""
-    chats: KeptStats
+    chats: CacheStats
 
     @property
     def rows_per_step(self) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eval.kept import Kept
 from eval.kept_chats import KeptChats
 from eval.kv_cache import DynamicKVCache, KVRow
+from eval.lru_cache import LruCache
 from eval.pixels import NO_PIXELS, Pixels
 from eval.predictor import Predictor, Query, Turn
 from eval.prompts import Prompt
@@ -23,7 +23,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:
-    kept: Kept[str, str] = Kept(3 * 40)
+    kept: LruCache[str, str] = LruCache(3 * 40)
     for key in ("a", "b", "c"):
         kept.keep(key, key, 40)
     assert kept.find("a") == "a"

@@ -1,4 +1,4 @@
-"""Values that were used lately, by content, up to a number of bytes.
+"""A cache of values by content, up to a number of bytes; those that were used longest ago go first.
 
 features of an image, by a digest of its pixels         another question about it skips the vision encoder
 pixels of a chat's images, by digests of their files    another turn about them decodes nothing
@@ -15,8 +15,12 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Kept(Generic[Key, Value]):
-    """The values used last. Thread-safe."""
+class LruCache(Generic[Key, Value]):
+    """The values used last. Thread-safe.
+
+    Args:
+        limit_bytes: of all values together; a larger one is not kept.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self.num_queries = self.num_hits = 0
