@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.cache_argument import cache_option
+
 
 @dataclass(frozen=True)
 class KVRow:
@@ -222,9 +224,8 @@ class DynamicKVCache:
         self._mask_BL = _mask(self.lengths, self._mask_BL.device)
 
     def _forward(self, inputs: dict[str, Any], mask_BL: Tensor) -> Tensor:
-        output = self._model(
-            **inputs, attention_mask=mask_BL, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-        )
+        cache = cache_option(self._cache)
+        output = self._model(**inputs, attention_mask=mask_BL, use_cache=True, logits_to_keep=1, **cache)
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from eval.decoding import Decoding
 from eval.generation import evaluating
+from models.cache_argument import cache_option
 
 PROBED_STEPS = 8
 """Forwards of one token at the beginning of an answer, with which those of several tokens are compared."""
@@ -174,7 +175,7 @@ class _Heads:
         seen = self._cache.get_seq_length()
         length = states_1LD.shape[1]
         mask = torch.ones(length, seen + length, dtype=torch.bool, device=states_1LD.device).tril(seen)
-        found = self._model.future(states_1LD, next_1LD, attention_mask=mask[None, None], past_key_values=self._cache)
+        found = self._model.future(states_1LD, next_1LD, attention_mask=mask[None, None], cache=self._cache)
         return _choices(self._model, torch.cat([states[0, -1:] for states in found]))
 
 
@@ -195,7 +196,7 @@ def embed_prompt(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 def _read(model: Any, inputs: dict[str, Tensor], cache: Any) -> Tensor:
     """The last hidden states [L, D] of new ids, whose keys and values go into the cache."""
-    states: Tensor = model.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[0]
+    states: Tensor = model.model(**inputs, use_cache=True, **cache_option(cache)).last_hidden_state[0]
     return states
 
 

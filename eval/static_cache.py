@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from eval.kv_cache import DynamicKVCache, KVRow, next_positions
+from models.cache_argument import cache_option
 
 BLOCK = 256
 """The smallest slot; larger ones have 2, 4, 8, ... times as many positions, so that few graphs fit all lengths."""
@@ -123,9 +124,9 @@ class StaticKVCache:
             input_ids=self._ids_R1[:size],
             position_ids=self._positions_R1[:size],
             attention_mask=seen_BS[:, None, None, :],
-            past_key_values=_as_cache([slots.of_step(lengths_B1) for slots in self._layers]),
             use_cache=True,
             logits_to_keep=1,
+            **cache_option(_as_cache([slots.of_step(lengths_B1) for slots in self._layers])),
         )
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV

@@ -23,6 +23,7 @@ _NO_ARITHMETIC = frozenset(
         "position_ids",
         "cache_position",
         "cache_params",
+        "cache",
         "past_key_values",
         "use_cache",
         "output_attentions",

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from models.attention import attend
+from models.cache_argument import NAMES, cache_option, name, take_cache
 from models.memory_efficient import MemoryEfficientMLP, MemoryEfficientRMSNorm
 
 LONGEST_WAVE = 10000.0
@@ -83,16 +84,14 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.v_proj, self.o_proj = nn.Linear(width, width, bias=False), writer(width, width)
 
-    def forward(
-        self, states_BLD: Tensor, attention_mask: Tensor | None, past_key_values: Any = None, **options: Any
-    ) -> Tensor:
+    def forward(self, states_BLD: Tensor, attention_mask: Tensor | None, cache: Any = None, **options: Any) -> Tensor:
         """[B, L, D] -> [B, L, D]; keys and values of earlier positions come from the cache, where there is one."""
         query, key, value = (
             project(states_BLD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attend)
         attended_BLHd, _ = kernel(
             self,
@@ -137,7 +136,7 @@ class ScratchDecoderBase(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ("ScratchDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = NAMES
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -163,12 +162,11 @@ class ScratchDecoderModel(ScratchDecoderBase):
         """States with the sinusoids of their positions added; computed, so that there is no largest position."""
         return states_BLD + sinusoids(position_ids_BL, states_BLD.shape[-1]).to(states_BLD.dtype)
 
-    def forward(  # noqa: PLR0917 - transformers' own order
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **options: Any,
@@ -177,22 +175,23 @@ class ScratchDecoderModel(ScratchDecoderBase):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         states_BLD: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
-            past_key_values = DynamicCache(config=self.config)
+        cache = take_cache(options)
+        if cache is None and (self.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            num_seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            num_seen = cache.get_seq_length() if cache is not None else 0
             position_ids = num_seen + torch.arange(states_BLD.shape[1], device=states_BLD.device).unsqueeze(0)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=states_BLD,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **cache_option(cache),
         )
         states_BLD = self.add_positions(states_BLD, position_ids)
         for layer in self.layers:
-            states_BLD = layer(states_BLD, attention_mask=mask, past_key_values=past_key_values, **options)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(states_BLD), past_key_values=past_key_values)
+            states_BLD = layer(states_BLD, attention_mask=mask, cache=cache, **options)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(states_BLD), **cache_option(cache))
 
 
 class ScratchDecoderForCausalLM(ScratchDecoderBase, GenerationMixin):
@@ -222,7 +221,7 @@ class ScratchDecoderForCausalLM(ScratchDecoderBase, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=output.past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **cache_option(getattr(output, name())))
 
 
 def sinusoids(position_ids: Tensor, width: int) -> Tensor:

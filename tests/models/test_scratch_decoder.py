@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from models.attention import Segments
+from models.cache_argument import NAMES
 from models.decoder import Packed, PackedDecoder
 from models.mtp.heads import build_heads
 from models.mtp.parallel import ParallelFuture
@@ -98,6 +100,18 @@ def test_generation_with_a_cache_and_padding_equals_generation_without(model: An
 
 
 @torch.no_grad()
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_and_values_come_by_either_name(model: Any, name: str) -> None:
+    """transformers 5.24 passes them as `cache`, 5.23 as `past_key_values`: both read what stands before."""
+    ids = torch.randint(0, 50, (1, 9), generator=torch.Generator().manual_seed(0))
+    whole = model(input_ids=ids).logits
+    cache = DynamicCache(config=model.config)
+    parts = [model(input_ids=each, **{name: cache}).logits for each in ids.split(3, dim=1)]
+    assert cache.get_seq_length() == 9
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, **SAME)
+
+
 def test_it_saves_and_opens_as_any_causal_language_model(model: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
