@@ -14,9 +14,9 @@ from data_pipeline.index_build import build_index
 from data_pipeline.sample import Encoded
 from models.build import ModelMetadata, build_vlm, read_metadata
 from tests.support.autograd import kept_by_autograd
+from tests.support.flops import ProductCounter
 from tests.support.qformer import qformer_recipe
 from tests.support.shards import caption_sample, write_tar
-from tests.trainer.flops.test_language import PlainCounter
 from trainer.config.recipe import Recipe
 from trainer.engine.train_step import TrainingTask
 from trainer.engine.tuning import apply_plan
@@ -71,7 +71,7 @@ def test_the_count_is_pytorchs(
     recipe, facts, batch = pairs
     monkeypatch.setattr(F, "scaled_dot_product_attention", plain_attention)
     stage, module = module_of(recipe, facts, losses, "fp32")
-    with PlainCounter() as counter:
+    with ProductCounter() as counter:
         module(batch).loss_sum.backward()
     computed = sum(part.total for part in flops_estimator(stage, model_shape(recipe.model))(count([batch])).values())
     # What the last layer makes of the text in ITM gets no gradient, and of queries in ITG: of two layers much.

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from data_pipeline.batch import collate
 from data_pipeline.sample import Encoded
@@ -20,6 +18,7 @@ from models.mtp.parallel import ParallelFuture
 from models.mtp.sequential import SequentialFuture
 from models.shapes import Counts
 from tests.support.backbones import tiny_recipe
+from tests.support.flops import ProductCounter
 from tests.support.paths import REPOSITORY
 from tests.support.shards import write_set
 from trainer.config.recipe import Recipe, load_recipe
@@ -45,20 +44,6 @@ PLANS = {
 }
 
 
-class PlainCounter(TorchDispatchMode):
-    """FlopCounterMode's formulas without its tracking of modules, which cannot run a backward over frozen leaves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     folder = tmp_path_factory.mktemp("flops")
@@ -79,11 +64,11 @@ def measured(recipe: Recipe, plan: TuningPlan) -> tuple[float, Counts, Counts]:
     (sample,) = held_out.encoded(range(1))
     batch = collate([(sample,), (sample,), (sample,)], facts.text)  # type: ignore[arg-type]
     module = TrainingTask(vlm, NextToken().build(), "fp32")
-    with PlainCounter() as counter:
+    with ProductCounter() as counter:
         module(batch).loss_sum.backward()
     counts = count([batch])
     # Rows run one after another, and eager attention computes what its mask takes away; of the last layer's attention,
-    # which is PyTorch's own, the counter sees nothing on a CPU.
+    # which is PyTorch's own, nothing is counted.
     return counter.total, counts, Counts(counts.tokens, counts.targets, counts.tiles, counts.tokens**2, 0)
 
 
@@ -102,7 +87,7 @@ def test_the_count_is_pytorchs(recipe: Recipe, name: str) -> None:
 @pytest.mark.parametrize("kind", ["parallel", "sequential"])
 @pytest.mark.parametrize("name", ["align", "lora", "language", "nothing"])
 def test_heads_for_further_tokens_are_counted(recipe: Recipe, kind: str, name: str) -> None:
-    """Every position a target, as the heads compute them all; their attention is PyTorch's own, unseen on a CPU."""
+    """Every position a target, as the heads compute them all; their attention is PyTorch's own, and not counted."""
     model = recipe.model.model_copy(update={"future": FUTURES[kind]})
     plan = {**PLANS, "nothing": TuningPlan()}[name].model_copy(update={"future": FULL})
     facts = read_metadata(model, 256)
@@ -115,7 +100,7 @@ def test_heads_for_further_tokens_are_counted(recipe: Recipe, kind: str, name: s
     labels = np.where(sample.input_ids == facts.text.image_token_id, 5, sample.input_ids)
     batch = collate([(replace(sample, labels=labels),)], facts.text)
     module = TrainingTask(vlm, MultiToken().build(), "fp32")
-    with PlainCounter() as counter:
+    with ProductCounter() as counter:
         module(batch).loss_sum.backward()
     counts = count([batch])
     shape = model_shape(model)
