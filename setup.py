@@ -23,7 +23,7 @@ VERSION = re.findall(r'^VERSION = "(.+)"', Path(__file__).with_name("sightline_p
 
 # Upper bounds where private parts are used, or where a minor version has changed numbers.
 CORE = [
-    "torch>=2.11,<2.14",
+    "torch>=2.11,<2.16",
     "transformers>=5.23,<5.25",
     "peft>=0.21,<0.22",
     "bitsandbytes>=0.50,<0.51",
