@@ -113,15 +113,15 @@ class Batch:
     def leave(self) -> list[Row]:
         """Take out the rows that have ended, and return them; their keys and values are kept for a further turn."""
         leaving = [row for row in self.rows if row.has_ended]
-        self._remember(leaving)
-        self.drop(leaving)
+        if leaving:
+            self._remember(leaving)
+            self.drop(leaving)
         return leaving
 
     def drop(self, rows: Sequence[Row]) -> None:
         """Take rows out."""
-        if rows:
-            order = self.cache.keep([place for place, row in enumerate(self.rows) if row not in rows])
-            self.rows = [self.rows[place] for place in order]
+        order = self.cache.keep([place for place, row in enumerate(self.rows) if row not in rows])
+        self.rows = [self.rows[place] for place in order]
 
     @torch.no_grad()
     def _remember(self, rows: Sequence[Row]) -> None:

@@ -21,8 +21,12 @@ from tools.serve.settings import Times
 KEEP_ALIVE_S = 15.0
 
 
-class Cancellable(Protocol):
+class Begun(Protocol):
     """What the engine gives for a request, as far as an answer needs it."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens written so far."""
 
     def cancel(self) -> None:
         """End it before the next token."""
@@ -38,7 +42,7 @@ class Answer:
         visit: whose log line tells its end.
     """
 
-    def __init__(self, request: Cancellable, outbox: Outbox[Event], times: Times, visit: Visit) -> None:
+    def __init__(self, request: Begun, outbox: Outbox[Event], times: Times, visit: Visit) -> None:
         self._request, self._outbox, self._times, self._visit = request, outbox, times, visit
         self._early: list[Event] = []
         self._deadline_s = time.monotonic() + times.answer_s
@@ -46,14 +50,14 @@ class Answer:
         """Set when all pieces were read."""
 
     async def first(self) -> None:
-        """Wait until the answer has begun, or failed.
+        """Wait until the answer has an event, or has begun without one when its time to wait is over.
 
         Raises:
             ApiError: 503, the engine did not come to it in time.
         """
         limit_s = min(self._times.queue_s, self._times.answer_s)
         self._early = await self._outbox.get(limit_s)
-        if not self._early:
+        if not self._early and not self._request.num_tokens:
             text = f"no answer began within {limit_s:g} s, since many are waiting: ask again later"
             raise ApiError(503, text, code="overloaded", retry_after_s=5, reason="queue_time")
         for event in self._early:
