@@ -129,7 +129,7 @@ class Bodies:
         return found
 
 
-def parse_json(model: type[Parsed], body: bytearray) -> Parsed:
+def parse_json(model: type[Parsed], body: bytes | bytearray) -> Parsed:
     """A JSON body as a value.
 
     The interpreter is nobody else's while JSON is read, 0.1 s for 55 MB: of large bodies one is read at a time, and

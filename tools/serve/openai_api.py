@@ -19,6 +19,7 @@ from tools.serve.question import Question, of_messages
 from tools.serve.responses import EventStream, until_gone
 from tools.serve.service import Service
 from tools.serve.settings import Settings
+from tools.serve.taken_out import take_out
 from tools.serve.wire import ChatRequest, Completion, check_model, model_card, usage_of
 
 
@@ -63,9 +64,10 @@ async def _prepared(service: Service, request: Request) -> tuple[ChatRequest, De
 
 
 def _parse(raw: bytearray, served: str) -> tuple[ChatRequest, Question]:
-    asked = parse_json(ChatRequest, raw)
+    body, taken = take_out(raw, "url")
+    asked = parse_json(ChatRequest, body)
     asked.check(served)
-    return asked, of_messages(asked.messages)
+    return asked, of_messages(asked.messages, taken)
 
 
 def _stream(answer: Answer, asked: ChatRequest, visit: Visit, settings: Settings, held: AsyncExitStack) -> Response:

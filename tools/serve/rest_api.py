@@ -29,10 +29,11 @@ from tools.serve.body import parse_form, parse_json
 from tools.serve.conversations import Conversation, Conversations, check_name
 from tools.serve.errors import ApiError, invalid
 from tools.serve.gate import visit_of
-from tools.serve.question import Question, read_base64, read_url
+from tools.serve.question import Question, is_data_url, read_base64, read_url
 from tools.serve.responses import until_gone
 from tools.serve.service import Service
 from tools.serve.settings import RequestLimits
+from tools.serve.taken_out import take_out
 from tools.serve.wire import Wire
 
 CAPTION = "Describe the image."
@@ -107,13 +108,15 @@ def _question(asked: Conversation) -> Question:
 
 
 def _of_json(body: bytearray) -> tuple[ChatMessage, bytes | str | None]:
-    sent = parse_json(ChatMessage, body)
+    rest, taken = take_out(body, "image_base64")
+    sent = parse_json(ChatMessage, rest)
     if not sent.message.strip():
         raise invalid("there is no message yet: write one", "message")
     if sent.image_base64 is None:
         return sent, None
-    read = read_url if sent.image_base64[:5].lower() == "data:" else read_base64
-    return sent, read(sent.image_base64, "image_base64")
+    image = taken.get(sent.image_base64, sent.image_base64)
+    read = read_url if is_data_url(image) else read_base64
+    return sent, read(image, "image_base64")
 
 
 async def _of_form(
