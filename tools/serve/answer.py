@@ -21,7 +21,7 @@ from tools.serve.settings import Times
 KEEP_ALIVE_S = 15.0
 
 
-class Begun(Protocol):
+class Submitted(Protocol):
     """What the engine gives for a request, as far as an answer needs it."""
 
     @property
@@ -42,7 +42,7 @@ class Answer:
         visit: whose log line tells its end.
     """
 
-    def __init__(self, request: Begun, outbox: Outbox[Event], times: Times, visit: Visit) -> None:
+    def __init__(self, request: Submitted, outbox: Outbox[Event], times: Times, visit: Visit) -> None:
         self._request, self._outbox, self._times, self._visit = request, outbox, times, visit
         self._early: list[Event] = []
         self._deadline_s = time.monotonic() + times.answer_s

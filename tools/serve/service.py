@@ -182,10 +182,10 @@ class Service:
         post, pieces = partial(self._bridge.post, outbox), list[str]()
 
         def on_event(event: Event) -> None:
+            if not pieces and (isinstance(event, Piece) or (isinstance(event, Ended) and event.tokens > 0)):
+                self._began(visit)
             if isinstance(event, Piece):
                 pieces.append(event.text)
-                if len(pieces) == 1:
-                    self._began(visit)
                 if is_whole:
                     return
             elif is_whole and isinstance(event, Ended):
