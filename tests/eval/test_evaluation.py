@@ -6,12 +6,14 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from eval.evaluation import Opened, evaluate
 from eval.tasks import make_task
@@ -215,6 +217,7 @@ def killed_behind(task: Task, out: Path, model: Path, worker: Worker, num_answer
     child = os.fork()
     if child == 0:
         os.close(command)
+        tqdm.set_lock(threading.RLock())  # its own: whoever is killed while he holds the common one holds it for ever
         try:
             evaluate(opened(Stepwise(commands, begin)), [task], out, model=str(model), batch_size=1, worker=worker)
         finally:
