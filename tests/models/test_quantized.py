@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,3 +102,9 @@ def test_moving_to_where_it_is_changes_no_answer() -> None:
     assert torch.equal(model.to("cpu").layer(x), before)
     model.half()
     assert model.layer.weight.dtype == torch.int8
+
+
+def test_nobody_is_asked_to_install_what_would_download() -> None:
+    """bitsandbytes asks on processors with bf16 units alone."""
+    done = subprocess.run([sys.executable, "-c", "import models, peft"], capture_output=True, text=True, check=True)
+    assert "pip install" not in done.stderr
