@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -259,7 +259,8 @@ def _write_weights(trained: Trained, directory: Path) -> None:
     for name, value in trained.mtp.named_parameters() if trained.mtp is not None else ():
         writer.add(f"future.{name}", value.detach().to(trained.dtype))
     rows = num_vocabulary_rows(trained.facts)
-    for name, value in tqdm(language_tensors(trained), desc="merge", unit="tensor"):
+    names = language_names(trained)
+    for name, value in tqdm(language_tensors(trained, names), total=len(names), desc="merge", unit="tensor"):
         writer.add(f"language_model.{name}", with_image_row(name, value.to(trained.dtype), rows))
     writer.close()
 
@@ -272,16 +273,20 @@ def module_tensors(trained: Trained, part: str, module: nn.Module) -> Iterator[t
     merge_of.check_complete(trained.where)
 
 
-def language_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
+def language_names(trained: Trained) -> list[str]:
+    """The base language model's tensors without those that every loader computes or copies from the embedding."""
+    is_tied = bool(getattr(trained.language.config, "tie_word_embeddings", False))
+    left_out = ("lm_head.weight",) if is_tied else ()
+    return [name for name in trained.language if not name.endswith("rotary_emb.inv_freq") and name not in left_out]
+
+
+def language_tensors(trained: Trained, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """The base language model's tensors, each replaced or adapted by what was trained, merged in fp32.
 
     Raises InputError where a trained weight has no counterpart in the base, so that nothing is lost silently.
     """
     base, merge_of = trained.language, PartMerge(trained, "language")
-    is_tied = bool(getattr(base.config, "tie_word_embeddings", False))
-    for name in base:
-        if name.endswith("rotary_emb.inv_freq") or (is_tied and name == "lm_head.weight"):
-            continue  # computed by every loader, or a copy of the embedding
+    for name in names:
         yield name, merge_of.merged(name, base.read(name))
     merge_of.check_complete(base.where)
 

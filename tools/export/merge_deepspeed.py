@@ -22,7 +22,7 @@ from models.common.source import directory_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.common.sharded import ShardedWriter
+    from models.common.sharded import ShardedWriter, TensorFiles
     from tools.export.deepspeed_checkpoint import DeepSpeedCheckpoint
 
 _ADAPTER = re.compile(r"^(.*)\.lora_([AB])\.[^.]+\.weight$")
@@ -32,7 +32,7 @@ def merge_plain(path: Path, out: Path, *, base: Path | None, lora_alpha: float |
     """Write `out`; returns one line about its content. Raises InputError, naming file or weight, on a mismatch."""
     from tqdm import tqdm
 
-    from models.common.sharded import ShardedWriter
+    from models.common.sharded import ShardedWriter, TensorFiles
     from tools.export.deepspeed_checkpoint import DeepSpeedCheckpoint
 
     checkpoint = DeepSpeedCheckpoint.open(path)
@@ -48,8 +48,9 @@ def merge_plain(path: Path, out: Path, *, base: Path | None, lora_alpha: float |
                 _copy(checkpoint, name, writer)
                 num_written += 1
         else:
-            tensors = _over(checkpoint, directory_of(str(base)), lora_alpha or 0.0)
-            for name, value in tqdm(tensors, **described):
+            files = TensorFiles.open(directory_of(str(base)))
+            tensors = _over(checkpoint, files, lora_alpha or 0.0)
+            for name, value in tqdm(tensors, total=len(list(files)), **described):
                 writer.add(name, value)
                 num_written += 1
         writer.close()
@@ -66,28 +67,29 @@ def _copy(checkpoint: DeepSpeedCheckpoint, name: str, writer: ShardedWriter) -> 
         writer.add(name, checkpoint.read(name))
 
 
-def _over(checkpoint: DeepSpeedCheckpoint, base: Path, alpha: float) -> Iterator[tuple[str, Tensor]]:
+def _over(checkpoint: DeepSpeedCheckpoint, base: TensorFiles, alpha: float) -> Iterator[tuple[str, Tensor]]:
     """The base's tensors, replaced or adapted by the checkpoint's, in the base's dtypes.
 
     A frozen weight that the checkpoint holds must be the base's own, and every weight in it must have a counterpart.
     """
     import torch
 
-    from models.common.sharded import TensorFiles
-
-    files = TensorFiles.open(base)
     adapters, weights = _sorted_names(checkpoint)
     trained, used = set(checkpoint.trained), set[str]()
-    for name in files:
-        value, mine = files.read(name), weights.get(name)
+    for name in base:
+        value, mine = base.read(name), weights.get(name)
         if mine is not None:
             if checkpoint.shape(mine) != tuple(value.shape):
-                raise InputError(f"{base}: {name} has shape {tuple(value.shape)}, trained was {checkpoint.shape(mine)}")
+                raise InputError(
+                    f"{base.directory}: {name} has shape {tuple(value.shape)}, trained was {checkpoint.shape(mine)}"
+                )
             held = checkpoint.read(mine)
             if mine in trained:
                 value = held.to(value.dtype)
             elif not torch.equal(held, value.to(held.dtype)):
-                raise InputError(f"{base}: {name} is not what {checkpoint.directory} was trained on; another base?")
+                raise InputError(
+                    f"{base.directory}: {name} is not what {checkpoint.directory} was trained on; another base?"
+                )
             used.add(name)
         stem = name.removesuffix(".weight")
         if stem in adapters:
@@ -98,7 +100,7 @@ def _over(checkpoint: DeepSpeedCheckpoint, base: Path, alpha: float) -> Iterator
     tied = {alias for alias, name in checkpoint.aliases.items() if name in weights.values()}
     lost = (set(adapters) | {name for name, mine in weights.items() if mine not in tied and mine in trained}) - used
     if lost:
-        raise InputError(f"{base}: no place for {min(lost)}, which was trained; is it another base?")
+        raise InputError(f"{base.directory}: no place for {min(lost)}, which was trained; is it another base?")
 
 
 def _sorted_names(checkpoint: DeepSpeedCheckpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
