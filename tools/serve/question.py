@@ -19,6 +19,7 @@ from tools.serve.wire import ImagePart, Message, TextPart, VideoPart
 
 _BASE64_CHARACTERS = MAX_BYTES * 4 // 3 + 4
 _HEAD_CHARACTERS = 2000
+"""Within which a URL says what it is."""
 _PIECE = 1 << 20
 """Characters of base64 that are read at a time: the interpreter is nobody else's meanwhile, 0.4 s for 67 MB at once."""
 

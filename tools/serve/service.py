@@ -182,7 +182,8 @@ class Service:
         post, pieces = partial(self._bridge.post, outbox), list[str]()
 
         def on_event(event: Event) -> None:
-            if not pieces and (isinstance(event, Piece) or (isinstance(event, Ended) and event.tokens > 0)):
+            has_token = isinstance(event, Piece) or (isinstance(event, Ended) and event.tokens > 0)
+            if has_token and not pieces:
                 self._began(visit)
             if isinstance(event, Piece):
                 pieces.append(event.text)
